@@ -1,0 +1,1 @@
+"""Biased matrix factorization on ratings that do not fit in memory."""

@@ -1,0 +1,33 @@
+"""Errors raised by distmf.
+
+DistMFError
+├── RatingsError        (ValueError)       the input does not hold what it should
+├── MemoryBudgetError   (ValueError)       a task would not fit; raised before any task is sent
+├── DivergedError       (ArithmeticError)  no step size keeps the cost finite
+├── NotFittedError      (ValueError)       a model is asked for what only training gives
+└── StoreError          (OSError)          a block, checkpoint or model on disk is missing, damaged or of another version
+"""
+
+
+class DistMFError(Exception):
+    """Base of every error that distmf raises on purpose."""
+
+
+class RatingsError(DistMFError, ValueError):
+    """The ratings do not hold what they should: a missing column, a null id, a rating that is no number."""
+
+
+class MemoryBudgetError(DistMFError, ValueError):
+    """A task would need more memory than it may have."""
+
+
+class DivergedError(DistMFError, ArithmeticError):
+    """No step size keeps the cost finite."""
+
+
+class NotFittedError(DistMFError, ValueError):
+    """The model has not been trained yet."""
+
+
+class StoreError(DistMFError, OSError):
+    """Something on disk is missing, damaged or of another version."""
