@@ -1,0 +1,123 @@
+"""Counts of ratings and a memory budget -> the shape of the grid, its cut points, the bytes a task needs.
+
+Pure: no files, no Dask.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from distmf.errors import MemoryBudgetError
+
+LANES = 16
+MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about 900 tasks a second
+RATINGS_PER_BLOCK = 500_000  # below this, the cost of a task shows beside its work
+RATINGS_PER_TILE = 512  # above this, a tile's rows are reused while they are in the cache
+BYTES_PER_RATING = 8  # two offsets within a tile and a float32, at their widest in a dense enough matrix
+
+
+class Shape(NamedTuple):
+    """Numbers of row blocks and column blocks."""
+
+    rows: int
+    cols: int
+
+
+class BlockKey(NamedTuple):
+    """Position of a block in the grid."""
+
+    row: int
+    col: int
+
+
+def projected_bytes(n_ratings: int, n_rows: int, n_cols: int, rank: int) -> int:
+    """Return the memory that one SGD task needs for its data.
+
+    Parameters
+    ----------
+    n_ratings : int
+        Ratings in the largest block, held out ones included.
+    n_rows, n_cols : int
+        Users in the tallest row block, items in the widest column block.
+    rank : int
+        Number of latent factors.
+
+    Returns
+    -------
+    int
+        Bytes held at once, without the interpreter and its libraries: the factors and biases that come in, their copies
+        that go out, and the ratings.
+    """
+    floats_per_row = math.ceil(rank / LANES) * LANES + 1
+    return 2 * 4 * floats_per_row * (n_rows + n_cols) + BYTES_PER_RATING * n_ratings
+
+
+def choose_shape(n_users: int, n_items: int, n_ratings: int, rank: int, memory_per_task: int) -> Shape:
+    """Return the coarsest square grid whose tasks fit in `memory_per_task` and that still has work for several threads.
+
+    It depends on the ratings and the arguments alone, not on the machine, so that the same ratings train to the same
+    model wherever they are blocked.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If no grid is fine enough.
+    """
+    n_blocks = min(16, max(4, round(math.sqrt(n_ratings / RATINGS_PER_BLOCK))))
+    while True:
+        shape = Shape(min(n_blocks, n_users), min(n_blocks, n_items))
+        # Blocks are balanced by a random permutation: a fifth more than the mean is left for chance.
+        largest = math.ceil(1.2 * n_ratings / (shape.rows * shape.cols))
+        needed = projected_bytes(largest, -(-n_users // shape.rows), -(-n_items // shape.cols), rank)
+        if needed <= memory_per_task:
+            return shape
+        if n_blocks >= MAX_BLOCKS or n_blocks >= max(n_users, n_items):
+            raise MemoryBudgetError(
+                f"an SGD task at rank {rank} needs {needed:,} bytes even on the finest grid of {shape.rows} × {shape.cols} "
+                f"blocks, but memory_per_task is {memory_per_task:,}; raise memory_per_task or lower the rank"
+            )
+        n_blocks = min(2 * n_blocks, MAX_BLOCKS)
+
+
+def cut(counts: npt.NDArray[np.int64], n_blocks: int) -> npt.NDArray[np.int64]:
+    """Cut lines (rows or columns) into consecutive blocks of nearly equal numbers of ratings, none without a line.
+
+    Parameters
+    ----------
+    counts : int64, shape (n_lines,)
+        Ratings of each line.
+    n_blocks : int
+        From 1 to n_lines.
+
+    Returns
+    -------
+    int64, shape (n_blocks + 1,)
+        Where each block begins, and n_lines.
+    """
+    total = np.append(0, np.cumsum(counts))
+    targets = total[-1] * np.arange(1, n_blocks, dtype=np.float64) / n_blocks
+    cuts = np.searchsorted(total, targets)
+    inner = np.arange(1, n_blocks)
+    # Line numbers minus block numbers must not fall: every block then keeps a line of its own.
+    cuts = np.clip(np.maximum.accumulate(cuts - inner), 0, len(counts) - n_blocks) + inner
+    return np.concatenate([[0], cuts, [len(counts)]]).astype(np.int64)
+
+
+def tile_shape(n_users: int, n_items: int, n_ratings: int) -> tuple[int, int]:
+    """Return rows and columns of a tile: 256 × 256, or larger powers of two where ratings are sparse.
+
+    A tile's rows of P and Q are reused while they lie in the cache if the tile is small, and only if it holds enough
+    ratings; where both cannot be had, enough ratings come first.
+    """
+    density = n_ratings / (n_users * n_items)
+    side = 256
+    while side < 65_536 and density * side * side < RATINGS_PER_TILE and side < max(n_users, n_items):
+        side *= 2
+    return side, side
+
+
+def offset_dtype(side: int) -> np.dtype[Any]:
+    """Return the narrowest dtype of an offset within a tile of that many rows or columns."""
+    return np.dtype(np.uint8 if side <= 256 else np.uint16)

@@ -1,0 +1,284 @@
+"""One block of ratings, its row factors and its column factors -> updated factors and the block's cost.
+
+This is the only compiled part of training. It knows nothing of files, grids or Dask. A pass visits the tiles of a block
+row of tiles by row of tiles, and the ratings of a tile, in an order that `seed` draws anew: strides that are coprime with
+the number of things to visit, so that an order costs no memory and no time.
+
+One rating is one step of LLVM vectors over the padded rank, emitted by an intrinsic, because numba cannot prove that a
+row of P and a row of Q do not overlap and so leaves plain loops over them scalar. `reassoc` and `contract` are all that the
+vector code needs; flags that assume NaN away would hide divergence.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
+MAX_RANK = 512
+_FLAGS = ("reassoc", "contract")
+
+Factors = npt.NDArray[np.float32]
+
+
+class Ratings(NamedTuple):
+    """The ratings of one block in tiles, as the kernel reads them.
+
+    Attributes
+    ----------
+    offsets : int64, shape (n_tile_rows * n_tile_cols + 1,)
+        Where the ratings of each tile begin; tiles lie row by row.
+    rows, cols : uint8 or uint16, shape (n,)
+        Row and column within the tile.
+    values : uint8, uint16 or float32, shape (n,)
+        Codes into `table`, or the ratings themselves.
+    table : float32, shape (n_codes,)
+        The distinct ratings, or empty if `values` holds ratings.
+    tile_shape : tuple of int
+        Rows and columns of a tile.
+    n_tile_cols : int
+        Tiles side by side.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.unsignedinteger[Any]]
+    cols: npt.NDArray[np.unsignedinteger[Any]]
+    values: npt.NDArray[Any]
+    table: npt.NDArray[np.float32]
+    tile_shape: tuple[int, int]
+    n_tile_cols: int
+
+
+def padded_rank(rank: int) -> int:
+    """Return the number of floats that a row of factors takes: `rank` rounded up to whole cache lines."""
+    return -(-rank // LANES) * LANES
+
+
+def aligned_empty(n_rows: int, n_cols: int) -> Factors:
+    """Return an uninitialised float32 array of shape (n_rows, n_cols) that starts on a cache line."""
+    buffer = np.empty(n_rows * n_cols + LANES, dtype=np.float32)
+    start = (-buffer.ctypes.data // 4) % LANES
+    return buffer[start : start + n_rows * n_cols].reshape(n_rows, n_cols)
+
+
+class Hyperparameters(NamedTuple):
+    """What one pass needs besides ratings and factors; every number is cast to float32 once, before the kernel.
+
+    Attributes
+    ----------
+    mean, scale : float
+        Mean and standard deviation of the ratings: the kernel works on (rating - mean) / scale.
+    reg, bias_reg : float
+        λ of the factors and λ_b of the biases, per rating, on ratings of unit standard deviation.
+    """
+
+    mean: float
+    scale: float
+    reg: float
+    bias_reg: float
+
+
+def train_block(
+    ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters, step_size: float, seed: int
+) -> float:
+    """Update P, Q, b_u and b_i in place with one SGD step per rating and return the sum of squared errors.
+
+    For each rating, with error e = r − μ − b_u − b_i − p_u·q_i and all values from before the rating::
+
+        b_u += η (e − λ_b b_u)      p_u += η (e q_i − λ p_u)
+        b_i += η (e − λ_b b_i)      q_i += η (e p_u − λ q_i)
+
+    Parameters
+    ----------
+    ratings : Ratings
+        The block.
+    P, Q : float32, shape (n_rows, padded_rank), (n_cols, padded_rank)
+        Factors, from `aligned_empty`, columns from `rank` on zero.
+    b_u, b_i : float32, shape (n_rows,), (n_cols,)
+        Biases.
+    hyper : Hyperparameters
+        μ, the scale of the ratings, λ and λ_b.
+    step_size : float
+        η.
+    seed : int
+        Draws the order of the visits; from 0 to 2**64 - 1.
+
+    Returns
+    -------
+    float
+        Σ e², each error from before the rating's own update, in units of `hyper.scale` squared. Not finite if the
+        factors diverged.
+
+    References
+    ----------
+    .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer, 2009.
+    """
+    run = _compiled(P.shape[1], len(ratings.table) > 0, training=True)
+    return _call(run, ratings, P, Q, b_u, b_i, hyper, step_size, seed)
+
+
+def measure_block(ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters) -> float:
+    """Return the sum of squared errors of a block, in units of `hyper.scale` squared, without changing anything.
+
+    Parameters are those of `train_block`.
+    """
+    run = _compiled(P.shape[1], len(ratings.table) > 0, training=False)
+    return _call(run, ratings, P, Q, b_u, b_i, hyper, 0.0, 0)
+
+
+def _call(
+    run: Callable[..., float],
+    ratings: Ratings,
+    P: Factors,
+    Q: Factors,
+    b_u: Factors,
+    b_i: Factors,
+    hyper: Hyperparameters,
+    step_size: float,
+    seed: int,
+) -> float:
+    assert P.ctypes.data % 64 == 0
+    assert Q.ctypes.data % 64 == 0
+    table = ((ratings.table.astype(np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
+    f32 = np.float32
+    numbers = f32(hyper.mean), f32(1 / hyper.scale), f32(step_size), f32(hyper.reg), f32(hyper.bias_reg)
+    return run(ratings._replace(table=table), P, Q, b_u, b_i, *numbers, np.uint64(seed))
+
+
+@functools.lru_cache
+def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., float]:
+    """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
+    step = _step(n_floats, training=training)
+    row_bytes = np.uint64(4 * n_floats)
+
+    @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
+    def run(ratings, P, Q, b_u, b_i, mean, inverse_scale, step_size, reg, bias_reg, seed):  # type: ignore[no-untyped-def]
+        offsets, rows, cols, values, table = ratings.offsets, ratings.rows, ratings.cols, ratings.values, ratings.table
+        n_tile_cols = np.uint64(ratings.n_tile_cols)
+        n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
+        first_p, first_q = nb.uintp(P.ctypes.data), nb.uintp(Q.ctypes.data)
+        decay, bias_decay = np.float32(1) - step_size * reg, np.float32(1) - step_size * bias_reg
+        squared = 0.0
+        draw = _mix(seed)
+        row_stride, tile_row = _visits(n_tile_rows, draw)
+        for _ in range(n_tile_rows):
+            draw = _mix(draw)
+            col_stride, tile_col = _visits(n_tile_cols, draw)
+            for _ in range(n_tile_cols):
+                tile = tile_row * n_tile_cols + tile_col
+                begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + np.uint64(1)] - offsets[tile])
+                first_row, first_col = tile_row * np.uint64(ratings.tile_shape[0]), tile_col * np.uint64(ratings.tile_shape[1])
+                draw = _mix(draw)
+                stride, position = _visits(n, draw)
+                for _ in range(n):
+                    t = begin + position
+                    position = _advance(position, stride, n)
+                    u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
+                    if coded:
+                        centred = table[values[t]]
+                    else:
+                        centred = (values[t] - mean) * inverse_scale
+                    bias_u, bias_i = b_u[u], b_i[i]
+                    residual = centred - bias_u - bias_i
+                    error = step(first_p + u * row_bytes, first_q + i * row_bytes, residual, step_size, decay)
+                    squared += np.float64(error) * np.float64(error)
+                    if training:
+                        b_u[u] = bias_u * bias_decay + step_size * error
+                        b_i[i] = bias_i * bias_decay + step_size * error
+                tile_col = _advance(tile_col, col_stride, n_tile_cols)
+            tile_row = _advance(tile_row, row_stride, n_tile_rows)
+        return squared
+
+    return run  # type: ignore[no-any-return]
+
+
+@nb.njit(nogil=True)
+def _mix(x):  # type: ignore[no-untyped-def]
+    """Return the next draw after x: one step of splitmix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014)."""
+    x = (x + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@nb.njit(nogil=True)
+def _visits(n, draw):  # type: ignore[no-untyped-def]
+    """Return a stride that is coprime with n, not close to 0 or n, and a start: an order of n things."""
+    if n < np.uint64(3):
+        return np.uint64(1), np.uint64(0) if n == np.uint64(0) else draw % n
+    stride = n // np.uint64(8) + (draw >> np.uint64(32)) % (n - n // np.uint64(4))
+    while True:
+        stride += np.uint64(1)
+        a, b = n, stride
+        while b != np.uint64(0):
+            a, b = b, a % b
+        if a == np.uint64(1):
+            return stride % n, (draw & np.uint64(0xFFFFFFFF)) % n
+
+
+@nb.njit(nogil=True)
+def _advance(position, stride, n):  # type: ignore[no-untyped-def]
+    position += stride
+    return position - n if position >= n else position
+
+
+def _step(n_floats: int, *, training: bool) -> Any:
+    """Return the intrinsic of one rating: takes the addresses of p and q, returns the error, updates p and q in training."""
+    vector = ir.VectorType(ir.FloatType(), LANES)
+    n_vectors = n_floats // LANES
+
+    @intrinsic
+    def step(typing_context, p_address, q_address, residual, step_size, decay):  # type: ignore[no-untyped-def]
+        signature = types.float32(types.uintp, types.uintp, types.float32, types.float32, types.float32)
+
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            p_address, q_address, residual, step_size, decay = arguments
+            float32, int32, int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+
+            def pointers(address):  # type: ignore[no-untyped-def]
+                offsets = [ir.Constant(int64, 4 * LANES * n) for n in range(n_vectors)]
+                return [builder.inttoptr(builder.add(address, offset), vector.as_pointer()) for offset in offsets]
+
+            def load(pointer):  # type: ignore[no-untyped-def]
+                value = builder.load(pointer)
+                value.align = 64
+                return value
+
+            def splat(value):  # type: ignore[no-untyped-def]
+                undefined = ir.Constant(vector, ir.Undefined)
+                single = builder.insert_element(undefined, value, ir.Constant(int32, 0))
+                return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(int32, LANES), [0] * LANES))
+
+            def multiply_add(a, b, c, d):  # type: ignore[no-untyped-def]
+                products = builder.fmul(a, b, flags=_FLAGS), builder.fmul(c, d, flags=_FLAGS)
+                return builder.fadd(*products, flags=_FLAGS)
+
+            p_pointers, q_pointers = pointers(p_address), pointers(q_address)
+            p, q = [load(x) for x in p_pointers], [load(x) for x in q_pointers]
+            terms = [builder.fmul(a, b, flags=_FLAGS) for a, b in zip(p, q, strict=True)]
+            while len(terms) > 1:  # a tree: short chains of dependent additions
+                rest = terms[len(terms) // 2 * 2 :]
+                terms = [builder.fadd(a, b, flags=_FLAGS) for a, b in zip(terms[::2], terms[1::2], strict=False)] + rest
+            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+            reduce = builder.module.globals.get(name) or ir.Function(
+                builder.module, ir.FunctionType(float32, [float32, vector]), name
+            )
+            dot = builder.call(reduce, [ir.Constant(float32, 0.0), *terms], fastmath=_FLAGS)
+            error = builder.fsub(residual, dot)
+            if training:
+                gain, decay = splat(builder.fmul(step_size, error)), splat(decay)
+                for a, b, to_p, to_q in zip(p, q, p_pointers, q_pointers, strict=True):
+                    new_p, new_q = multiply_add(a, decay, b, gain), multiply_add(b, decay, a, gain)
+                    builder.store(new_p, to_p).align = 64
+                    builder.store(new_q, to_q).align = 64
+            return error
+
+        return signature, codegen
+
+    return step

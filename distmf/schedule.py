@@ -1,0 +1,46 @@
+"""Number of an epoch, seed -> its strata: which blocks each sub-epoch visits. Pure: no files, no Dask."""
+
+import numpy as np
+
+from distmf.grid import BlockKey, Shape
+
+
+def strata(shape: Shape, epoch: int, seed: int) -> list[list[BlockKey]]:
+    """Return the blocks of each sub-epoch of one epoch; no two blocks of a stratum share a row or a column.
+
+    Sub-epoch s pairs row block i with column block π[(±i + s) mod B], where π is a permutation and ± a direction drawn
+    anew for each epoch: the order of the blocks of a row is random, without replacement, and yet a column block always
+    moves on to a neighbouring row block, so that contiguous row blocks can stay with their worker. A grid that is not
+    square is filled up to a square with blocks that nobody visits.
+
+    Parameters
+    ----------
+    shape : Shape
+        Of the grid.
+    epoch, seed : int
+        Not negative.
+
+    Returns
+    -------
+    list of list of BlockKey
+        One stratum per sub-epoch, blocks by ascending row.
+
+    References
+    ----------
+    .. [1] R. Gemulla, E. Nijkamp, P. Haas, Y. Sismanis, "Large-Scale Matrix Factorization with Distributed Stochastic
+       Gradient Descent", KDD 2011.
+    .. [2] F. Makari, C. Teflioudi, R. Gemulla, P. Haas, Y. Sismanis, "Shared-Memory and Shared-Nothing Stochastic Gradient
+       Descent Algorithms for Matrix Completion", KAIS 2013: random order without replacement.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    size = max(shape)
+    order = rng.permutation(size)
+    direction = rng.choice([-1, 1])
+    return [
+        [
+            BlockKey(row, int(order[(direction * row + subepoch) % size]))
+            for row in range(shape.rows)
+            if order[(direction * row + subepoch) % size] < shape.cols
+        ]
+        for subepoch in range(size)
+    ]
