@@ -55,6 +55,14 @@ class Ratings(NamedTuple):
     n_tile_cols: int
 
 
+class Tiles(NamedTuple):
+    """Shape of a tile, and how many lie side by side."""
+
+    height: int
+    width: int
+    n_cols: int
+
+
 def padded_rank(rank: int) -> int:
     """Return the number of floats that a row of factors takes: `rank` rounded up to whole cache lines."""
     return -(-rank // LANES) * LANES
@@ -65,6 +73,16 @@ def aligned_empty(n_rows: int, n_cols: int) -> Factors:
     buffer = np.empty(n_rows * n_cols + LANES, dtype=np.float32)
     start = (-buffer.ctypes.data // 4) % LANES
     return buffer[start : start + n_rows * n_cols].reshape(n_rows, n_cols)
+
+
+def compile_for(ratings: Ratings, rank: int) -> None:
+    """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
+    nothing = ratings._replace(offsets=np.zeros(2, dtype=np.int64), n_tile_cols=1)
+    P, Q = aligned_empty(1, padded_rank(rank)), aligned_empty(1, padded_rank(rank))
+    b_u, b_i = np.empty(1, dtype=np.float32), np.empty(1, dtype=np.float32)
+    hyper = Hyperparameters(0.0, 1.0, 0.0, 0.0)
+    train_block(nothing, P, Q, b_u, b_i, hyper, 0.0, 0)
+    measure_block(nothing, P, Q, b_u, b_i, hyper)
 
 
 class Hyperparameters(NamedTuple):
@@ -129,7 +147,7 @@ def measure_block(ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: F
     Parameters are those of `train_block`.
     """
     run = _compiled(P.shape[1], len(ratings.table) > 0, training=False)
-    return _call(run, ratings, P, Q, b_u, b_i, hyper, 0.0, 0)
+    return _call(run, ratings, P, Q, _read_only(b_u), _read_only(b_i), hyper, 0.0, 0)
 
 
 def _call(
@@ -143,12 +161,20 @@ def _call(
     step_size: float,
     seed: int,
 ) -> float:
-    assert P.ctypes.data % 64 == 0
-    assert Q.ctypes.data % 64 == 0
+    addresses = np.uintp(P.ctypes.data), np.uintp(Q.ctypes.data)
+    assert addresses[0] % 64 == addresses[1] % 64 == 0
     table = ((ratings.table.astype(np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
+    arrays = [_read_only(array) for array in (*ratings[:4], table)]  # one kind, so that one signature is compiled
     f32 = np.float32
     numbers = f32(hyper.mean), f32(1 / hyper.scale), f32(step_size), f32(hyper.reg), f32(hyper.bias_reg)
-    return run(ratings._replace(table=table), P, Q, b_u, b_i, *numbers, np.uint64(seed))
+    tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
+    return run(*arrays, tiles, *addresses, b_u, b_i, *numbers, np.uint64(seed))
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = array.view()
+    view.setflags(write=False)
+    return view
 
 
 @functools.lru_cache
@@ -158,11 +184,11 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
     row_bytes = np.uint64(4 * n_floats)
 
     @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
-    def run(ratings, P, Q, b_u, b_i, mean, inverse_scale, step_size, reg, bias_reg, seed):  # type: ignore[no-untyped-def]
-        offsets, rows, cols, values, table = ratings.offsets, ratings.rows, ratings.cols, ratings.values, ratings.table
-        n_tile_cols = np.uint64(ratings.n_tile_cols)
+    def run(  # type: ignore[no-untyped-def]
+        offsets, rows, cols, values, table, tiles, P, Q, b_u, b_i, mean, inverse_scale, step_size, reg, bias_reg, seed
+    ):
+        n_tile_cols = np.uint64(tiles.n_cols)
         n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
-        first_p, first_q = nb.uintp(P.ctypes.data), nb.uintp(Q.ctypes.data)
         decay, bias_decay = np.float32(1) - step_size * reg, np.float32(1) - step_size * bias_reg
         squared = 0.0
         draw = _mix(seed)
@@ -173,7 +199,7 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
             for _ in range(n_tile_cols):
                 tile = tile_row * n_tile_cols + tile_col
                 begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + np.uint64(1)] - offsets[tile])
-                first_row, first_col = tile_row * np.uint64(ratings.tile_shape[0]), tile_col * np.uint64(ratings.tile_shape[1])
+                first_row, first_col = tile_row * np.uint64(tiles.height), tile_col * np.uint64(tiles.width)
                 draw = _mix(draw)
                 stride, position = _visits(n, draw)
                 for _ in range(n):
@@ -186,7 +212,7 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
                         centred = (values[t] - mean) * inverse_scale
                     bias_u, bias_i = b_u[u], b_i[i]
                     residual = centred - bias_u - bias_i
-                    error = step(first_p + u * row_bytes, first_q + i * row_bytes, residual, step_size, decay)
+                    error = step(P + u * row_bytes, Q + i * row_bytes, residual, step_size, decay)
                     squared += np.float64(error) * np.float64(error)
                     if training:
                         b_u[u] = bias_u * bias_decay + step_size * error

@@ -1,0 +1,280 @@
+"""The grid of ratings on disk: a manifest, the ids, and one file of blocks per row block.
+
+    manifest.json                 shapes, cut points, dtypes, statistics; where each block lies and its checksum
+    users.parquet, items.parquet  raw id and number of ratings, by row and by column number
+    rows/00000.bin                the blocks of row block 0, side by side
+
+A block is four plain arrays for the ratings to train on and the same four for those held out: ratings per tile (uint32),
+row within the tile, column within the tile, value; each is filled up to whole words of 8 bytes. They need no decoding:
+the kernel reads them as they are.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distmf.cache import ByteCache
+from distmf.errors import StoreError
+from distmf.grid import BlockKey, Shape, offset_dtype
+from distmf.kernel import Ratings
+from distmf.store import Folder
+
+MANIFEST = "manifest.json"
+VERSION = 1
+CACHE_BYTES = 1 << 30  # per process
+Part = Literal["train", "holdout"]
+PARTS: tuple[Part, ...] = "train", "holdout"
+
+_cache: ByteCache[Any] = ByteCache(CACHE_BYTES)
+
+
+class Moments(NamedTuple):
+    """Number, mean and sum of squared deviations of some ratings; adds up without cancellation.
+
+    References
+    ----------
+    .. [1] T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician, 1983.
+    """
+
+    n: int
+    mean: float
+    deviations: float
+
+    @classmethod
+    def of(cls, ratings: npt.NDArray[np.float32]) -> "Moments":
+        """Return the moments of an array; its order decides the last bits."""
+        if not len(ratings):
+            return cls(0, 0.0, 0.0)
+        mean = float(ratings.mean(dtype=np.float64))
+        return cls(len(ratings), mean, float(np.square(ratings - np.float64(mean)).sum()))
+
+    def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
+        n = self.n + other.n
+        if n == 0:
+            return self
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.n / n)
+        return Moments(n, mean, self.deviations + other.deviations + difference**2 * (self.n * (other.n / n)))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, 0 for no ratings."""
+        return math.sqrt(self.deviations / self.n) if self.n else 0.0
+
+
+class BlockEntry(NamedTuple):
+    """Where a block lies in the file of its row block, and what it holds."""
+
+    offset: int
+    length: int
+    checksum: int
+    n_train: int
+    n_holdout: int
+    moments: Moments
+
+
+class Layout(NamedTuple):
+    """How the blocks of a grid are laid out; the same for all of them.
+
+    Attributes
+    ----------
+    row_cuts, col_cuts : tuple of int
+        Where each row block and column block begins, and the numbers of users and items.
+    tile_shape : tuple of int
+        Rows and columns of a tile.
+    table : tuple of float
+        The distinct ratings, ascending, if values are stored as codes; else empty.
+    """
+
+    row_cuts: tuple[int, ...]
+    col_cuts: tuple[int, ...]
+    tile_shape: tuple[int, int]
+    table: tuple[float, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Numbers of row blocks and column blocks."""
+        return Shape(len(self.row_cuts) - 1, len(self.col_cuts) - 1)
+
+    def tiles(self, key: BlockKey) -> tuple[int, int]:
+        """Return the numbers of tile rows and tile columns of a block."""
+        n_rows = self.row_cuts[key.row + 1] - self.row_cuts[key.row]
+        n_cols = self.col_cuts[key.col + 1] - self.col_cuts[key.col]
+        return -(-n_rows // self.tile_shape[0]), -(-n_cols // self.tile_shape[1])
+
+    @property
+    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]:
+        """Dtypes of rows, columns and values."""
+        value = np.dtype(np.uint8) if self.table else np.dtype(np.float32)
+        return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), value
+
+    def ratings(self, tile_counts: npt.NDArray[np.uint32], arrays: Sequence[npt.NDArray[Any]], key: BlockKey) -> Ratings:
+        """Return the ratings of one part of a block as the kernel takes them."""
+        offsets = np.zeros(len(tile_counts) + 1, dtype=np.int64)
+        np.cumsum(tile_counts, out=offsets[1:])
+        rows, cols, values = arrays
+        return Ratings(
+            offsets, rows, cols, values, np.array(self.table, dtype=np.float32), self.tile_shape, self.tiles(key)[1]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Ratings blocked into a grid on disk; what `block_ratings` returns and `fit` trains on.
+
+    Attributes
+    ----------
+    folder : Folder
+        Where they lie.
+    layout : Layout
+        Cut points, tile shape, table of ratings.
+    entries : mapping of BlockKey to BlockEntry
+        Every block of the grid.
+    rating_range : tuple of float
+        Smallest and largest rating, held out ones included.
+    settings : dict
+        How they were made: seed, holdout, duplicates, source, and the number of duplicates found.
+    """
+
+    folder: Folder
+    layout: Layout
+    entries: Mapping[BlockKey, BlockEntry]
+    rating_range: tuple[float, float]
+    settings: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """The folder or URL."""
+        return str(self.folder)
+
+    @property
+    def shape(self) -> Shape:
+        """Numbers of row blocks and column blocks."""
+        return self.layout.shape
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return self.layout.row_cuts[-1]
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return self.layout.col_cuts[-1]
+
+    @property
+    def n_ratings(self) -> int:
+        """Number of ratings to train on."""
+        return sum(entry.n_train for entry in self.entries.values())
+
+    @property
+    def n_holdout(self) -> int:
+        """Number of ratings held out."""
+        return sum(entry.n_holdout for entry in self.entries.values())
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and spread of the ratings to train on."""
+        return sum((self.entries[key].moments for key in sorted(self.entries)), Moments(0, 0.0, 0.0))
+
+    def read(self, key: BlockKey, part: Part) -> Ratings:
+        """Return the ratings of one part of a block, read-only, from the cache of this process if they are there.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing, too short or does not match its checksum.
+        """
+        parts: dict[Part, Ratings] = _cache.get((self.path, key, self.entries[key].checksum), lambda: self._load(key))
+        return parts[part]
+
+    def _load(self, key: BlockKey) -> tuple[dict[Part, Ratings], int]:
+        entry, name = self.entries[key], row_file(key.row)
+        data = self.folder.read(name, entry.offset, entry.length)
+        if zlib.crc32(data) != entry.checksum:
+            raise StoreError(
+                f"{self.folder}: block ({key.row}, {key.col}) in {name} does not match its checksum; "
+                "the file is damaged: restore it or block the ratings again"
+            )
+        parts: dict[Part, Ratings] = {}
+        begin, n_tiles = 0, math.prod(self.layout.tiles(key))
+        for part, n in zip(PARTS, (entry.n_train, entry.n_holdout), strict=True):
+            arrays = []
+            for dtype, length in zip((np.dtype(np.uint32), *self.layout.dtypes), (n_tiles, n, n, n), strict=True):
+                arrays.append(np.frombuffer(data, dtype, length, begin))
+                begin += padded(dtype.itemsize * length)
+            parts[part] = self.layout.ratings(arrays[0], arrays[1:], key)
+        return parts, len(data)
+
+    def numbers(self, key: BlockKey, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the row and column numbers of the ratings of one part of a block."""
+        ratings = self.read(key, part)
+        tile = np.repeat(np.arange(len(ratings.offsets) - 1), np.diff(ratings.offsets))
+        tile_row, tile_col = np.divmod(tile, ratings.n_tile_cols)
+        rows = self.layout.row_cuts[key.row] + tile_row * ratings.tile_shape[0] + ratings.rows
+        return rows, self.layout.col_cuts[key.col] + tile_col * ratings.tile_shape[1] + ratings.cols
+
+    def ids(self, side: Literal["user", "item"]) -> pa.Table:
+        """Return raw ids (`id`) and numbers of ratings (`count`) in the order of the row or column numbers."""
+        return self.folder.read_table(f"{side}s.parquet")
+
+    def save_manifest(self) -> None:
+        """Write the manifest: from then on the folder can be opened."""
+        entries = [[*key, *entry[:-1], *entry.moments] for key, entry in self.entries.items()]
+        self.folder.write_manifest(
+            MANIFEST,
+            {
+                "kind": "distmf blocks",
+                "version": VERSION,
+                **self.layout._asdict(),
+                "rating_range": self.rating_range,
+                "settings": self.settings,
+                "blocks": entries,
+            },
+        )
+
+
+def padded(n_bytes: int) -> int:
+    """Return the bytes that an array of `n_bytes` takes in a file: whole words, so that every array starts aligned."""
+    return -(-n_bytes // 8) * 8
+
+
+def row_file(row: int) -> str:
+    """Return the name of the file with the blocks of a row block."""
+    return f"rows/{row:05d}.bin"
+
+
+def is_blocks(path: str | Path) -> bool:
+    """Return whether there are blocks at a path or URL."""
+    folder = Folder.at(path)
+    return bool(folder.fs.exists(folder.child(MANIFEST)))
+
+
+def open_blocks(path: str | Path) -> Blocks:
+    """Open the blocks in a folder or at an fsspec URL.
+
+    Raises
+    ------
+    StoreError
+        If there are none, or of another version, or the manifest is damaged.
+    """
+    folder = Folder.at(path)
+    manifest = folder.read_manifest(MANIFEST, VERSION)
+    try:
+        layout = Layout(
+            tuple(manifest["row_cuts"]),
+            tuple(manifest["col_cuts"]),
+            tuple(manifest["tile_shape"]),
+            tuple(manifest["table"]),
+        )
+        entries = {BlockKey(*row[:2]): BlockEntry(*row[2:7], Moments(*row[7:])) for row in manifest["blocks"]}
+        return Blocks(folder, layout, entries, tuple(manifest["rating_range"]), manifest["settings"])
+    except (KeyError, TypeError) as err:
+        raise StoreError(f"{folder}: {MANIFEST} is damaged: {err!r}; block the ratings again") from err

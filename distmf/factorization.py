@@ -1,0 +1,416 @@
+"""The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
+
+import contextlib
+import inspect
+import logging
+import math
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distmf.blocking import block_matrix, block_ratings
+from distmf.blocks import Blocks, is_blocks, open_blocks
+from distmf.engine import ThreadEngine
+from distmf.errors import NotFittedError
+from distmf.graph import Training
+from distmf.history import History, Stopped
+from distmf.kernel import MAX_RANK, Hyperparameters
+from distmf.model import MANIFEST, Float32, Model, Recommendations, Side
+from distmf.stepsize import START, StepRule
+from distmf.store import Folder, new_folder
+from distmf.trainer import StopRules, Trainer
+
+logger = logging.getLogger(__name__)
+
+IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
+
+
+def non_negative(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which values are set, where negative numbers (and NaN) mark the unset ones."""
+    return np.asarray(values >= 0)
+
+
+def always(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return that every value is set."""
+    return np.ones(np.shape(values), dtype=np.bool_)
+
+
+def not_nan(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which values are set, where NaN marks the unset ones: the default."""
+    return ~np.isnan(values)
+
+
+class MatrixFactorization:
+    """Biased matrix factorization, trained by stratified SGD.
+
+    The prediction is r̂(u, i) = μ + b_u + b_i + p_u·q_i, and training minimises::
+
+        Σ_{(u,i) set} [ ((r − r̂) / σ)² + λ (‖p_u‖² + ‖q_i‖²) / σ + λ_b (b_u² + b_i²) / σ² ]
+
+    where σ is the standard deviation of the ratings, so that one λ does for ratings of any scale.
+
+    Parameters
+    ----------
+    rank : int
+        Number of latent factors, from 1 to 512.
+    reg : float
+        λ, per rating.
+    bias_reg : float
+        λ_b, per rating.
+    epochs : int
+        Passes over the ratings, at most.
+    step_size : float or "auto"
+        η on ratings of unit standard deviation; "auto" starts well and adapts it to the cost.
+    step_decay : float
+        Factor on the step size from epoch to epoch.
+    tol : float
+        Stop when the cost falls by less than this share per epoch; 0 never stops.
+    target_cost : float, optional
+        Stop when the mean squared error over the ratings, in their units squared, is below this.
+    seed : int
+        Of the first factors and of all orders.
+
+    Attributes
+    ----------
+    user_factors_, item_factors_ : float32, shape (n_users, rank), (n_items, rank)
+        P and Q, in the order of `user_ids_` and `item_ids_`.
+    user_biases_, item_biases_ : float32, shape (n_users,), (n_items,)
+        b_u and b_i.
+    user_ids_, item_ids_ : array, shape (n_users,), (n_items,)
+        Raw ids, ascending.
+    global_bias_ : float
+        μ.
+    history_ : History
+        Every epoch, the exact errors at the end, and why training stopped.
+
+    References
+    ----------
+    .. [1] R. Gemulla, E. Nijkamp, P. Haas, Y. Sismanis, "Large-Scale Matrix Factorization with Distributed Stochastic
+       Gradient Descent", KDD 2011.
+    .. [2] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer, 2009.
+
+    Examples
+    --------
+    >>> import numpy as np, distmf
+    >>> matrix = np.array([[3, 1, 1, 3, 1], [1, 2, 4, 1, 3], [3, 1, 1, 3, -1], [4, 3, 5, 4, 4]])
+    >>> mf = distmf.MatrixFactorization(rank=2, reg=0, bias_reg=0, epochs=5000, target_cost=1e-2)
+    >>> mf.fit(matrix, is_set=distmf.non_negative).history_.stopped
+    'target'
+    """
+
+    def __init__(
+        self,
+        rank: int = 64,
+        *,
+        reg: float = 0.05,
+        bias_reg: float = 0.02,
+        epochs: int = 20,
+        step_size: float | Literal["auto"] = "auto",
+        step_decay: float = 1.0,
+        tol: float = 1e-5,
+        target_cost: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.rank = rank
+        self.reg = reg
+        self.bias_reg = bias_reg
+        self.epochs = epochs
+        self.step_size = step_size
+        self.step_decay = step_decay
+        self.tol = tol
+        self.target_cost = target_cost
+        self.seed = seed
+        self._model: Model | None = None
+
+    def __repr__(self) -> str:
+        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+
+    def fit(
+        self,
+        ratings: Blocks | str | Path | npt.NDArray[Any],
+        *,
+        is_set: IsSet = not_nan,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Train on ratings.
+
+        Parameters
+        ----------
+        ratings : Blocks, str, Path or array of shape (n_users, n_items)
+            Blocks, or the path of blocks; or the path of raw ratings, which are blocked in a temporary folder first; or a
+            dense matrix, whose row and column indices are the ids.
+        is_set : callable
+            For a matrix: takes an array of values and returns which are set, as `not_nan` (the default), `non_negative`
+            or `always`.
+        threads : int, optional
+            Threads to use, by default all cores; the trained model does not depend on it.
+        **options
+            For raw ratings: options of `block_ratings`, such as `user`, `item`, `rating` and `holdout`.
+
+        Returns
+        -------
+        MatrixFactorization
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a hyperparameter is out of its range.
+        RatingsError
+            If the ratings do not hold what they should.
+        StoreError
+            If blocks are missing or damaged.
+        DivergedError
+            If no step size keeps the cost finite.
+        KeyboardInterrupt
+            On Ctrl-C; the model is then that of the last good epoch.
+        """
+        self._check()
+        with self._blocks(ratings, is_set, threads, options) as blocks, ThreadEngine(threads) as engine:
+            self._train(blocks, engine)
+        return self
+
+    @contextlib.contextmanager
+    def _blocks(
+        self, ratings: Blocks | str | Path | npt.NDArray[Any], is_set: IsSet, threads: int | None, options: dict[str, Any]
+    ) -> Iterator[Blocks]:
+        if isinstance(ratings, str | Path) and not is_blocks(ratings):
+            with tempfile.TemporaryDirectory(prefix="distmf-") as folder:
+                settings = {"rank": self.rank, "seed": self.seed, "threads": threads, **options}
+                yield block_ratings(ratings, Path(folder) / "blocks", **settings)
+            return
+        if options:
+            raise ValueError(f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are")
+        if isinstance(ratings, Blocks):
+            yield ratings
+        elif isinstance(ratings, str | Path):
+            yield open_blocks(ratings)
+        else:
+            path = f"memory://distmf-{uuid.uuid4().hex}"
+            try:
+                yield block_matrix(ratings, is_set, path, self.seed)
+            finally:
+                Folder.at(path).delete()
+
+    def _train(self, blocks: Blocks, engine: ThreadEngine) -> None:
+        moments = blocks.moments
+        hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
+        is_auto = self.step_size == "auto"
+        rule = StepRule(START if is_auto else float(self.step_size), self.step_decay, is_bold=is_auto)
+        rules = StopRules(self.epochs, self.tol, self.target_cost)
+        trainer = Trainer(Training(blocks, hyper, rule, self.rank, self.seed), rules, engine)
+        stopped: Stopped = "interrupted"
+        exact: tuple[float | None, float | None] = None, None
+        try:
+            stopped = trainer.run()
+            cost = trainer.measure()
+            exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
+        finally:
+            if trainer.state.epoch:
+                epochs = tuple(trainer.epochs)
+                history = History(epochs, stopped, *exact, trainer.rollbacks, trainer.ratings_per_second)
+                self._model = _assemble(trainer, history)
+        logger.info("%s", summary(history))
+
+    def _check(self) -> None:
+        limits: dict[str, tuple[float, float]] = {
+            "rank": (1, MAX_RANK),
+            "reg": (0, math.inf),
+            "bias_reg": (0, math.inf),
+            "epochs": (1, math.inf),
+            "step_decay": (0, math.inf),
+            "tol": (0, math.inf),
+            "seed": (0, 2**63),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
+        if self.step_size != "auto" and not (isinstance(self.step_size, int | float) and 0 < self.step_size < math.inf):
+            raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
+
+    def _settings(self) -> dict[str, Any]:
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def model_(self) -> Model:
+        """Everything that training gave."""
+        if self._model is None:
+            raise NotFittedError("this model has not been trained; call fit first")
+        return self._model
+
+    @property
+    def user_ids_(self) -> npt.NDArray[Any]:
+        """Raw user ids, ascending; shape (n_users,)."""
+        return _to_numpy(self.model_.users.ids)
+
+    @property
+    def item_ids_(self) -> npt.NDArray[Any]:
+        """Raw item ids, ascending; shape (n_items,)."""
+        return _to_numpy(self.model_.items.ids)
+
+    @property
+    def user_factors_(self) -> Float32:
+        """P, in the order of `user_ids_`; float32, shape (n_users, rank)."""
+        return self.model_.users.factors
+
+    @property
+    def item_factors_(self) -> Float32:
+        """Q, in the order of `item_ids_`; float32, shape (n_items, rank)."""
+        return self.model_.items.factors
+
+    @property
+    def user_biases_(self) -> Float32:
+        """b_u, in the order of `user_ids_`; float32, shape (n_users,)."""
+        return self.model_.users.biases
+
+    @property
+    def item_biases_(self) -> Float32:
+        """b_i, in the order of `item_ids_`; float32, shape (n_items,)."""
+        return self.model_.items.biases
+
+    @property
+    def global_bias_(self) -> float:
+        """μ, the mean of the ratings trained on."""
+        return self.model_.global_bias
+
+    @property
+    def history_(self) -> History:
+        """Every epoch, the exact errors at the end, and why training stopped."""
+        return self.model_.history
+
+    def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True) -> Float32:
+        """Return the predicted rating of each (user, item) pair.
+
+        A user or an item that was not trained on falls back to what is known: the mean, plus the bias of the other.
+
+        Parameters
+        ----------
+        user_ids, item_ids : array-like, shape (n,)
+            Raw ids; two single ids are a pair.
+        clip : bool
+            Whether to clip to the range of the observed ratings.
+
+        Returns
+        -------
+        float32, shape (n,)
+
+        Raises
+        ------
+        NotFittedError
+            Before training.
+        RatingsError
+            If ids are null or of another type than those trained on.
+        ValueError
+            If there are not as many users as items.
+        """
+        return self.model_.predict(user_ids, item_ids, clip=clip)[0]
+
+    def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
+        """Return for each (user, item) pair whether its user or its item was not trained on; shape (n,)."""
+        return self.model_.predict(user_ids, item_ids)[1]
+
+    def reconstruct(self, *, clip: bool = True) -> Float32:
+        """Return the prediction of every user and item, dense; float32, shape (n_users, n_items). For the small case."""
+        return self.model_.scores(np.arange(len(self.user_factors_)), clip=clip)
+
+    def recommend(self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None) -> Recommendations:
+        """Return the items with the highest predicted ratings for some users.
+
+        Parameters
+        ----------
+        user_ids : id or array-like of shape (n_users,)
+            Raw ids; users that were not trained on get the items with the highest biases.
+        n : int
+            How many items; no more than there are.
+        exclude : Blocks, str or Path, optional
+            Blocks whose ratings, held out ones included, are not recommended again.
+
+        Returns
+        -------
+        Recommendations
+            `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items are
+            left, the scores end in -inf.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; at least 1 item can be recommended")
+        blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
+        is_single = np.ndim(user_ids) == 0 and not isinstance(user_ids, pa.Array | pa.ChunkedArray)
+        found = self.model_.recommend(user_ids, n, blocks)
+        return Recommendations(found.item_ids[0], found.scores[0]) if is_single else found
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder or fsspec URL, whole or not at all; a model that is there is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before training.
+        StoreError
+            If there is something else at `path`.
+        """
+        model = self.model_
+        with new_folder(path, MANIFEST) as folder:
+            model.save(folder, self._settings())
+
+
+def load(path: str | Path) -> MatrixFactorization:
+    """Return the model that was saved at a path or fsspec URL.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it is damaged or of another version.
+    """
+    model, settings = Model.load(Folder.at(path))
+    mf = MatrixFactorization(**settings)
+    mf._model = model
+    return mf
+
+
+def summary(history: History) -> str:
+    """Return in words how a training ended."""
+    reasons = {
+        "converged": "the cost has stopped falling",
+        "target": "the target cost is reached",
+        "epochs": "all epochs are done",
+        "early": "the holdout error turned up",
+        "interrupted": "interrupted",
+    }
+    errors = [f"{name} RMSE {value:.4f}" for name, value in (("train", history.train_rmse), ("holdout", history.holdout_rmse)) if value]
+    return f"stopped after {len(history)} epochs: {reasons[history.stopped]}" + (f"; {', '.join(errors)}" if errors else "")
+
+
+def _assemble(trainer: Trainer, history: History) -> Model:
+    """Return the model of the trainer's state, in units of the ratings and by ascending id."""
+    blocks, scale = trainer.training.blocks, trainer.training.hyper.scale
+    cuts = blocks.layout.row_cuts, blocks.layout.col_cuts
+    parts = [visited.rows for visited in trainer.state.rows], [column.side for column in trainer.state.cols]
+    names: tuple[Literal["user", "item"], ...] = "user", "item"
+    sides = []
+    for name, side_cuts, blocks_of_side in zip(names, cuts, parts, strict=True):
+        table = blocks.ids(name)
+        order = pc.sort_indices(table["id"])
+        position = np.empty(len(table), dtype=np.int64)
+        position[order.to_numpy()] = np.arange(len(table))
+        factors = np.empty((len(table), trainer.training.rank), dtype=np.float32)
+        biases = np.empty(len(table), dtype=np.float32)
+        for begin, end, part in zip(side_cuts, side_cuts[1:], blocks_of_side, strict=False):
+            factors[position[begin:end]] = part.factors[:, : trainer.training.rank] * np.float32(math.sqrt(scale))
+            biases[position[begin:end]] = part.biases * np.float32(scale)
+        ids, counts = table["id"].take(order).combine_chunks(), table["count"].take(order).to_numpy()
+        sides.append(Side(ids, factors, biases, counts))
+    return Model(*sides, trainer.training.hyper.mean, blocks.rating_range, history)
+
+
+def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:
+    return np.asarray(ids.to_numpy(zero_copy_only=False))

@@ -1,0 +1,81 @@
+"""What happened in each epoch of a training, and why it ended."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, overload
+
+Stopped = Literal["converged", "target", "epochs", "early", "interrupted"]
+
+
+class Epoch(NamedTuple):
+    """One epoch.
+
+    Attributes
+    ----------
+    epoch : int
+        From 1.
+    train_rmse, holdout_rmse : float or None
+        Of the errors seen on the way through the epoch, in units of the ratings; None without held-out ratings.
+    step_size : float
+        η, on ratings of unit standard deviation.
+    """
+
+    epoch: int
+    train_rmse: float
+    holdout_rmse: float | None
+    step_size: float
+
+
+@dataclass(frozen=True, slots=True)
+class History(Sequence[Epoch]):
+    """The epochs of a training, and its end.
+
+    Attributes
+    ----------
+    epochs : tuple of Epoch
+        Those that count; epochs that were rolled back are not among them.
+    stopped : str
+        Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "epochs" (all
+        were done), "early" (the holdout turned up), "interrupted".
+    train_rmse, holdout_rmse : float or None
+        Exact, at the final factors, in units of the ratings.
+    rollbacks : int
+        How often the cost grew or was not finite, and an epoch was done again with a smaller step.
+    ratings_per_second : float or None
+        Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal files.
+    """
+
+    epochs: tuple[Epoch, ...]
+    stopped: Stopped
+    train_rmse: float | None = None
+    holdout_rmse: float | None = None
+    rollbacks: int = 0
+    ratings_per_second: float | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> Epoch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Epoch]: ...
+    def __getitem__(self, index: int | slice) -> Epoch | Sequence[Epoch]:
+        return self.epochs[index]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return iter(self.epochs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what does not depend on the clock, for a JSON file."""
+        return {
+            "stopped": self.stopped,
+            "train_rmse": self.train_rmse,
+            "holdout_rmse": self.holdout_rmse,
+            "rollbacks": self.rollbacks,
+            "epochs": [epoch._asdict() for epoch in self.epochs],
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "History":
+        """Return the history that `to_json` wrote."""
+        return cls(**{**saved, "epochs": tuple(Epoch(**epoch) for epoch in saved["epochs"])})

@@ -1,0 +1,209 @@
+"""Trained factors and their ids -> predictions and recommendations; and the folder they are saved in.
+
+    model.json                    format version, hyperparameters, mean, observed range, history
+    users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count (ratings trained on), by ascending id
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distmf.blocks import PARTS, Blocks, open_blocks
+from distmf.errors import RatingsError, StoreError
+from distmf.grid import BlockKey
+from distmf.history import History
+from distmf.ids import IdMap, salt
+from distmf.store import Folder
+
+MANIFEST = "model.json"
+VERSION = 1
+PAIRS_AT_ONCE = 1 << 16
+SCORES_AT_ONCE = 1 << 24
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Users or items of a model.
+
+    Attributes
+    ----------
+    ids : pa.Array, shape (n,)
+        Raw ids, ascending.
+    factors : float32, shape (n, rank)
+        P or Q.
+    biases : float32, shape (n,)
+        b_u or b_i.
+    counts : int64, shape (n,)
+        Ratings trained on.
+    """
+
+    ids: pa.Array
+    factors: Float32
+    biases: Float32
+    counts: npt.NDArray[np.int64]
+
+    @functools.cached_property
+    def map(self) -> IdMap:
+        """Positions of ids."""
+        return IdMap(self.ids, salt(0, "model"))
+
+    def positions(self, ids: Any, name: str) -> npt.NDArray[np.int64]:
+        """Return the position of each id, -1 for those that were not trained on."""
+        found = self.map.numbers(as_ids(ids, self.ids.type, name))
+        return np.where(self.counts[found] > 0, found, -1) if len(self.ids) else found
+
+    def table(self) -> pa.Table:
+        """Return the side as a table, for a file."""
+        rank = self.factors.shape[1]
+        factors = pa.FixedSizeListArray.from_arrays(pa.array(self.factors.reshape(-1)), rank)
+        return pa.table({"id": self.ids, "bias": self.biases, "factors": factors, "count": self.counts})
+
+    @classmethod
+    def from_table(cls, table: pa.Table, rank: int) -> "Side":
+        """Return the side that `table` made."""
+        columns = {name: table[name].combine_chunks() for name in ("id", "bias", "factors", "count")}
+        factors = columns["factors"].flatten().to_numpy(zero_copy_only=False).reshape(-1, rank)
+        return cls(columns["id"], factors, columns["bias"].to_numpy(), columns["count"].to_numpy())
+
+
+class Recommendations(NamedTuple):
+    """Items and their predicted ratings, best first: shape (n,) for one user, (n_users, n) for several.
+
+    A score of -inf marks a place for which no item is left; the id there means nothing.
+    """
+
+    item_ids: npt.NDArray[Any]
+    scores: Float32
+
+
+class Model(NamedTuple):
+    """Everything that training gives."""
+
+    users: Side
+    items: Side
+    global_bias: float
+    rating_range: tuple[float, float]
+    history: History
+
+    def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True) -> tuple[Float32, npt.NDArray[np.bool_]]:
+        """Return the predicted rating of each pair, and which pairs have a user or an item that was not trained on."""
+        rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
+        if len(rows) != len(cols):
+            raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
+        predicted = np.empty(len(rows), dtype=np.float32)
+        for begin in range(0, len(rows), PAIRS_AT_ONCE):
+            u, i = rows[begin : begin + PAIRS_AT_ONCE], cols[begin : begin + PAIRS_AT_ONCE]
+            product = np.einsum("nf,nf->n", self.users.factors[u], self.items.factors[i])
+            biases = np.where(u < 0, 0, self.users.biases[u]) + np.where(i < 0, 0, self.items.biases[i])
+            predicted[begin : begin + PAIRS_AT_ONCE] = (
+                np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
+            )
+        return self._clipped(predicted, clip=clip), (rows < 0) | (cols < 0)
+
+    def scores(self, rows: npt.NDArray[np.int64], *, clip: bool) -> Float32:
+        """Return the predicted ratings of all items by the users at some positions, -1 for an unseen one."""
+        known = (rows >= 0)[:, None]
+        scores = np.where(known, self.users.factors[rows], 0) @ self.items.factors.T
+        scores += np.where(known, self.users.biases[rows][:, None], 0) + self.items.biases + np.float32(self.global_bias)
+        return self._clipped(scores, clip=clip)
+
+    def _clipped(self, predicted: Float32, *, clip: bool) -> Float32:
+        return np.clip(predicted, *self.rating_range, out=predicted) if clip else predicted
+
+    def recommend(self, user_ids: Any, n: int, exclude: Blocks | None) -> Recommendations:
+        """Return the `n` best items of each user, without those that `exclude` holds ratings of."""
+        ids = as_ids(user_ids, self.users.ids.type, "user")
+        rows = self.users.positions(ids, "user")
+        n = min(n, len(self.items.ids))
+        item_ids = self.items.ids.to_numpy(zero_copy_only=False)
+        best, scores = np.empty((len(rows), n), dtype=np.int64), np.empty((len(rows), n), dtype=np.float32)
+        users_at_once = max(1, SCORES_AT_ONCE // max(1, len(item_ids)))
+        for begin in range(0, len(rows), users_at_once):
+            some = slice(begin, begin + users_at_once)
+            all_scores = self.scores(rows[some], clip=False)  # clipped scores would tie
+            if exclude is not None:
+                for user, rated in self._rated(ids[some], exclude):
+                    all_scores[user, rated] = -np.inf
+            best[some], scores[some] = top(all_scores, n)
+        finite = np.isfinite(scores)
+        scores[finite] = self._clipped(scores[finite], clip=True)
+        return Recommendations(item_ids[best], scores)
+
+    def _rated(self, ids: pa.Array, blocks: Blocks) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Yield the position in `ids` of a user and the positions of items they rated, block by block."""
+        users, items = blocks.ids("user")["id"].combine_chunks(), blocks.ids("item")["id"].combine_chunks()
+        numbers = IdMap(users, self.users.map.salt).numbers(ids)
+        item_positions = self.items.map.numbers(items)
+        cuts = np.array(blocks.layout.row_cuts)
+        for row_block in np.unique(np.searchsorted(cuts, numbers[numbers >= 0], side="right") - 1):
+            here = np.flatnonzero((numbers >= cuts[row_block]) & (numbers < cuts[row_block + 1]))
+            for col_block in range(blocks.shape.cols):
+                for part in PARTS:
+                    rows, cols = blocks.numbers(BlockKey(int(row_block), col_block), part)
+                    for user in here:
+                        rated = item_positions[cols[rows == numbers[user]]]
+                        yield int(user), rated[rated >= 0]
+
+    def save(self, folder: Folder, settings: dict[str, Any]) -> None:
+        """Write the model into an empty folder."""
+        folder.write_table("users.parquet", self.users.table())
+        folder.write_table("items.parquet", self.items.table())
+        folder.write_manifest(
+            MANIFEST,
+            {
+                "kind": "distmf model",
+                "version": VERSION,
+                "hyperparameters": settings,
+                "global_bias": self.global_bias,
+                "rating_range": self.rating_range,
+                "history": self.history.to_json(),
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Folder) -> tuple["Model", dict[str, Any]]:
+        """Return the model in a folder and its hyperparameters."""
+        manifest = folder.read_manifest(MANIFEST, VERSION)
+        try:
+            settings = manifest["hyperparameters"]
+            sides = [Side.from_table(folder.read_table(f"{side}.parquet"), settings["rank"]) for side in ("users", "items")]
+            history = History.from_json(manifest["history"])
+            return cls(*sides, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as err:
+            raise StoreError(f"{folder}: the model is damaged: {err!r}; save it again") from err
+
+
+def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Return the positions and values of the `n` largest of each row, largest first, ties by position."""
+    order = np.argpartition(-scores, n - 1, axis=1)[:, :n] if n < scores.shape[1] else np.argsort(-scores, axis=1)
+    values = np.take_along_axis(scores, order, axis=1)
+    inner = np.lexsort((order, -values), axis=1)
+    return np.take_along_axis(order, inner, axis=1), np.take_along_axis(values, inner, axis=1)
+
+
+def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
+    """Return ids as an Arrow array of the kind that a model knows.
+
+    Raises
+    ------
+    RatingsError
+        If they are strings where the model has integers, or the reverse, or something else, or null.
+    """
+    array = ids if isinstance(ids, pa.Array) else pa.array(np.atleast_1d(ids) if np.ndim(ids) == 0 else ids)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    if len(array) == 0:
+        return array.cast(id_type)
+    if array.null_count or is_text == pa.types.is_integer(id_type) or not (is_text or pa.types.is_integer(array.type)):
+        what = f"{array.null_count} nulls" if array.null_count else f"type {array.type}"
+        raise RatingsError(f"{name} ids of {what} were given, but the model's {name} ids are {id_type}")
+    return pc.cast(array, pa.large_string()) if is_text else array

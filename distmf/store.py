@@ -1,0 +1,158 @@
+"""Folders on any file system: written whole or not at all, read with errors that name the file.
+
+A folder that distmf writes appears under its name when it is complete. On a local disk it is written under a temporary
+name beside the target and renamed; on an object store, which cannot rename, its manifest is written last. A folder
+without its manifest is not one of ours.
+"""
+
+import contextlib
+import json
+import posixpath
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distmf.errors import StoreError
+
+
+class Folder(NamedTuple):
+    """A folder on a file system; a value that can be sent to another process.
+
+    Attributes
+    ----------
+    fs : fsspec.AbstractFileSystem
+        The file system.
+    path : str
+        The folder, as `fs` names it.
+    """
+
+    fs: Any
+    path: str
+
+    @classmethod
+    def at(cls, url: str | Path) -> "Folder":
+        """Return the folder at a local path or an fsspec URL, whether or not it exists."""
+        fs, path = fsspec.core.url_to_fs(str(url))
+        return cls(fs, path.rstrip("/") or "/")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be renamed and read at the speed of a local disk."""
+        protocol = self.fs.protocol
+        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def child(self, name: str) -> str:
+        """Return the path of a file in the folder; a name that leads out of it is refused."""
+        path = posixpath.normpath(posixpath.join(self.path, name))
+        if not path.startswith(self.path.rstrip("/") + "/"):
+            raise StoreError(f"{self}: the file name {name!r} leads out of the folder")
+        return path
+
+    def create(self, name: str) -> Any:
+        """Open a new file for writing; the folders above it are made."""
+        path = self.child(name)
+        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        return self.fs.open(path, "wb")
+
+    def write(self, name: str, data: Any) -> None:
+        """Write bytes as a file."""
+        with self.create(name) as file:
+            file.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it."""
+        self.fs.rm(self.child(name), recursive=True)
+
+    def read(self, name: str, start: int = 0, length: int = -1) -> bytes:
+        """Return `length` bytes of a file from `start`, by default all; a file that is missing or too short is an error."""
+        try:
+            with self.fs.open(self.child(name), "rb") as file:
+                file.seek(start)
+                data: bytes = file.read(length)
+        except FileNotFoundError as err:
+            raise StoreError(f"{self}: the file {name} is missing; restore it or make the folder again") from err
+        if length >= 0 and len(data) != length:
+            raise StoreError(
+                f"{self}: the file {name} is truncated: {start + length:,} bytes expected, {start + len(data):,} found; "
+                "restore it or make the folder again"
+            )
+        return data
+
+    def delete(self) -> None:
+        """Remove the folder, if it is there."""
+        if self.fs.exists(self.path):
+            self.fs.rm(self.path, recursive=True)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table as Parquet."""
+        with self.create(name) as file:
+            pq.write_table(table, file, compression="zstd")
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a Parquet file whole."""
+        try:
+            with self.fs.open(self.child(name), "rb") as file:
+                return pq.read_table(file, columns=columns)
+        except (FileNotFoundError, pa.ArrowException) as err:
+            raise StoreError(f"{self}: cannot read {name}: {err}; restore it or make the folder again") from err
+
+    def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
+        """Write a dictionary as JSON; the last file of a folder."""
+        self.write(name, json.dumps(manifest, indent=1, allow_nan=False).encode())
+
+    def read_manifest(self, name: str, version: int) -> dict[str, Any]:
+        """Return the manifest, if this is a folder of that kind and version."""
+        try:
+            manifest: dict[str, Any] = json.loads(self.read(name))
+        except ValueError as err:
+            raise StoreError(f"{self}: {name} is damaged: {err}; restore it or make the folder again") from err
+        if manifest.get("version") != version:
+            raise StoreError(
+                f"{self}: {name} has format version {manifest.get('version')!r}, this distmf reads version {version}; "
+                "use the distmf that wrote it or make the folder again"
+            )
+        return manifest
+
+
+@contextlib.contextmanager
+def new_folder(url: str | Path, manifest: str) -> Iterator[Folder]:
+    """Yield an empty folder to write; it appears at `url` when the block ends, and not at all if it raises.
+
+    A folder that holds the same kind of `manifest` is replaced. Anything else at `url` is left alone.
+
+    Raises
+    ------
+    StoreError
+        If `url` is a file, or a folder with something else in it.
+    """
+    target = Folder.at(url)
+    fs = target.fs
+    if fs.exists(target.path) and not fs.exists(target.child(manifest)):
+        if fs.isfile(target.path) or fs.ls(target.path, detail=False):
+            raise StoreError(f"{target} exists and does not look like something distmf wrote ({manifest} is missing); choose another")
+    suffix = f".tmp-{uuid.uuid4().hex[:8]}"
+    folder = target._replace(path=target.path + suffix) if target.is_local else target
+    if not target.is_local and fs.exists(target.path):
+        fs.rm(target.path, recursive=True)
+    try:
+        fs.makedirs(folder.path, exist_ok=True)
+        yield folder
+        if target.is_local:
+            if Path(target.path).exists():
+                Path(target.path).rename(target.path + suffix + "-old")
+            Path(folder.path).rename(target.path)
+    except BaseException:
+        if fs.exists(folder.path):
+            fs.rm(folder.path, recursive=True)
+        raise
+    finally:
+        if target.is_local and Path(target.path + suffix + "-old").exists():
+            fs.rm(target.path + suffix + "-old", recursive=True)
