@@ -194,10 +194,15 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     values = matrix[is_set].astype(np.float32) + np.float32(0)
     if not len(values) or not np.isfinite(values).all():
         what = "no entry is set" if not len(values) else f"{np.sum(~np.isfinite(values))} set entries are not finite"
-        raise RatingsError(f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries")
+        raise RatingsError(
+            f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
+        )
     settings = Settings(seed, 0.0, "keep")
     maps, id_counts = [], []
-    for side_salt, numbers, n in (settings.user_salt, rows, matrix.shape[0]), (settings.item_salt, cols, matrix.shape[1]):
+    for side_salt, numbers, n in (
+        (settings.user_salt, rows, matrix.shape[0]),
+        (settings.item_salt, cols, matrix.shape[1]),
+    ):
         ids = pa.array(np.arange(n))
         hashes = hash_ids(ids, side_salt)
         order = np.argsort(hashes)
@@ -217,7 +222,8 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
 
 def _count(engine: ThreadEngine, ratings: Ratings, settings: Settings) -> Counts:
     graph: dict[Hashable, Any] = {
-        ("count", 0, n): Task(("count", 0, n), _count_piece, ratings, piece, settings) for n, piece in enumerate(ratings.pieces)
+        ("count", 0, n): Task(("count", 0, n), _count_piece, ratings, piece, settings)
+        for n, piece in enumerate(ratings.pieces)
     }
     level, keys = 0, list(graph)
     while len(keys) > 1 or level == 0:

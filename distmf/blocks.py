@@ -115,7 +115,9 @@ class Layout(NamedTuple):
         value = np.dtype(np.uint8) if self.table else np.dtype(np.float32)
         return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), value
 
-    def ratings(self, tile_counts: npt.NDArray[np.uint32], arrays: Sequence[npt.NDArray[Any]], key: BlockKey) -> Ratings:
+    def ratings(
+        self, tile_counts: npt.NDArray[np.uint32], arrays: Sequence[npt.NDArray[Any]], key: BlockKey
+    ) -> Ratings:
         """Return the ratings of one part of a block as the kernel takes them."""
         offsets = np.zeros(len(tile_counts) + 1, dtype=np.int64)
         np.cumsum(tile_counts, out=offsets[1:])

@@ -180,7 +180,11 @@ class MatrixFactorization:
 
     @contextlib.contextmanager
     def _blocks(
-        self, ratings: Blocks | str | Path | npt.NDArray[Any], is_set: IsSet, threads: int | None, options: dict[str, Any]
+        self,
+        ratings: Blocks | str | Path | npt.NDArray[Any],
+        is_set: IsSet,
+        threads: int | None,
+        options: dict[str, Any],
     ) -> Iterator[Blocks]:
         if isinstance(ratings, str | Path) and not is_blocks(ratings):
             with tempfile.TemporaryDirectory(prefix="distmf-") as folder:
@@ -188,23 +192,30 @@ class MatrixFactorization:
                 yield block_ratings(ratings, Path(folder) / "blocks", **settings)
             return
         if options:
-            raise ValueError(f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are")
+            raise ValueError(
+                f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are"
+            )
         if isinstance(ratings, Blocks):
             yield ratings
         elif isinstance(ratings, str | Path):
             yield open_blocks(ratings)
         else:
+            matrix = np.asarray(ratings)
+            if matrix.ndim != 2:
+                raise ValueError(f"a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
             path = f"memory://distmf-{uuid.uuid4().hex}"
             try:
-                yield block_matrix(ratings, is_set, path, self.seed)
+                yield block_matrix(matrix, np.asarray(is_set(matrix), dtype=np.bool_), path, self.seed)
             finally:
                 Folder.at(path).delete()
 
     def _train(self, blocks: Blocks, engine: ThreadEngine) -> None:
         moments = blocks.moments
         hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
-        is_auto = self.step_size == "auto"
-        rule = StepRule(START if is_auto else float(self.step_size), self.step_decay, is_bold=is_auto)
+        if self.step_size == "auto":
+            rule = StepRule(START, self.step_decay, self.epochs)
+        else:
+            rule = StepRule(float(self.step_size), self.step_decay)
         rules = StopRules(self.epochs, self.tol, self.target_cost)
         trainer = Trainer(Training(blocks, hyper, rule, self.rank, self.seed), rules, engine)
         stopped: Stopped = "interrupted"
@@ -386,8 +397,14 @@ def summary(history: History) -> str:
         "early": "the holdout error turned up",
         "interrupted": "interrupted",
     }
-    errors = [f"{name} RMSE {value:.4f}" for name, value in (("train", history.train_rmse), ("holdout", history.holdout_rmse)) if value]
-    return f"stopped after {len(history)} epochs: {reasons[history.stopped]}" + (f"; {', '.join(errors)}" if errors else "")
+    errors = [
+        f"{name} RMSE {value:.4f}"
+        for name, value in (("train", history.train_rmse), ("holdout", history.holdout_rmse))
+        if value
+    ]
+    return f"stopped after {len(history)} epochs: {reasons[history.stopped]}" + (
+        f"; {', '.join(errors)}" if errors else ""
+    )
 
 
 def _assemble(trainer: Trainer, history: History) -> Model:

@@ -165,9 +165,7 @@ def build_generation(training: Training, state: State, n_epochs: int, token: str
                 fresh.discard(block.col)
         steps.append(put("step", epoch + 1, call=next_step, args=[steps[-1], epochs[-1], constants]))
         epochs.append(put("epoch", epoch, call=total_cost, args=[constants, *cols]))
-    return Generation(
-        tasks, *([ref.key for ref in refs] for refs in (epochs[1:], steps, rows, cols))
-    )
+    return Generation(tasks, *([ref.key for ref in refs] for refs in (epochs[1:], steps, rows, cols)))
 
 
 def visit(

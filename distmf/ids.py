@@ -7,7 +7,7 @@ strings that hash alike are found when the ids are counted.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numba as nb
 import numpy as np
@@ -168,7 +168,9 @@ def _refuse_collisions(hashes: Hashes, ids: pa.Array) -> None:
         left, right = ids.take(pa.array(same)), ids.take(pa.array(same + 1))
         for a, b in zip(left, right, strict=True):
             if a != b:
-                raise RatingsError(f"the ids {a.as_py()!r} and {b.as_py()!r} have the same 64-bit hash; choose another seed")
+                raise RatingsError(
+                    f"the ids {a.as_py()!r} and {b.as_py()!r} have the same 64-bit hash; choose another seed"
+                )
 
 
 class IdMap:

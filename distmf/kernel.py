@@ -103,7 +103,14 @@ class Hyperparameters(NamedTuple):
 
 
 def train_block(
-    ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters, step_size: float, seed: int
+    ratings: Ratings,
+    P: Factors,
+    Q: Factors,
+    b_u: Factors,
+    b_i: Factors,
+    hyper: Hyperparameters,
+    step_size: float,
+    seed: int,
 ) -> float:
     """Update P, Q, b_u and b_i in place with one SGD step per rating and return the sum of squared errors.
 
@@ -141,7 +148,9 @@ def train_block(
     return _call(run, ratings, P, Q, b_u, b_i, hyper, step_size, seed)
 
 
-def measure_block(ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters) -> float:
+def measure_block(
+    ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters
+) -> float:
     """Return the sum of squared errors of a block, in units of `hyper.scale` squared, without changing anything.
 
     Parameters are those of `train_block`.

@@ -1,20 +1,20 @@
 """Trained factors and their ids -> predictions and recommendations; and the folder they are saved in.
 
-    model.json                    format version, hyperparameters, mean, observed range, history
-    users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count (ratings trained on), by ascending id
+model.json                    format version, hyperparameters, mean, observed range, history
+users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count (ratings trained on), by ascending id
 """
 
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distmf.blocks import PARTS, Blocks, open_blocks
+from distmf.blocks import PARTS, Blocks
 from distmf.errors import RatingsError, StoreError
 from distmf.grid import BlockKey
 from distmf.history import History
@@ -112,7 +112,9 @@ class Model(NamedTuple):
         """Return the predicted ratings of all items by the users at some positions, -1 for an unseen one."""
         known = (rows >= 0)[:, None]
         scores = np.where(known, self.users.factors[rows], 0) @ self.items.factors.T
-        scores += np.where(known, self.users.biases[rows][:, None], 0) + self.items.biases + np.float32(self.global_bias)
+        scores += (
+            np.where(known, self.users.biases[rows][:, None], 0) + self.items.biases + np.float32(self.global_bias)
+        )
         return self._clipped(scores, clip=clip)
 
     def _clipped(self, predicted: Float32, *, clip: bool) -> Float32:
@@ -174,7 +176,9 @@ class Model(NamedTuple):
         manifest = folder.read_manifest(MANIFEST, VERSION)
         try:
             settings = manifest["hyperparameters"]
-            sides = [Side.from_table(folder.read_table(f"{side}.parquet"), settings["rank"]) for side in ("users", "items")]
+            sides = [
+                Side.from_table(folder.read_table(f"{side}.parquet"), settings["rank"]) for side in ("users", "items")
+            ]
             history = History.from_json(manifest["history"])
             return cls(*sides, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
         except (KeyError, TypeError, ValueError, pa.ArrowException) as err:

@@ -7,9 +7,11 @@ the first blocks of epoch t start, and waiting for it would put a barrier betwee
 import math
 from typing import NamedTuple
 
-START = 0.05
-GROWTH = 1.05
+START = 0.04
+GROWTH = 1.02
 CUT = 0.5
+LARGEST = 0.2
+RISE = 1.02  # a cost that rises by less is noise: cutting for it would end in steps of nothing
 
 
 class StepState(NamedTuple):
@@ -17,12 +19,15 @@ class StepState(NamedTuple):
 
     Attributes
     ----------
+    epoch : int
+        Epochs done.
     step_size : float
-        η of the epoch that the state belongs to.
+        η of the next epoch.
     cost : float
-        The lowest cost that has been seen, infinite before the first.
+        The last cost that has been seen, infinite before the first.
     """
 
+    epoch: int
     step_size: float
     cost: float
 
@@ -36,32 +41,37 @@ class StepRule(NamedTuple):
         η of the first epoch.
     decay : float
         Factor from epoch to epoch.
-    is_bold : bool
-        Whether to grow while the cost falls and to cut when it rises: the bold driver.
+    epochs : int or None
+        For the bold driver: it grows the step while the cost falls, cuts it when the cost rises, and lets all of it go to
+        zero in a straight line towards the end of so many epochs. None for a step that only decays.
 
     References
     ----------
     .. [1] R. Battiti, "Accelerated Backpropagation Learning: Two Optimization Methods", Complex Systems, 1989.
     .. [2] R. Gemulla, E. Nijkamp, P. Haas, Y. Sismanis, "Large-Scale Matrix Factorization with Distributed Stochastic
        Gradient Descent", KDD 2011.
+    .. [3] M. Li, E. Yumer, D. Ramanan, "Budgeted Training", ICLR 2020: the straight line.
     """
 
     start: float
-    decay: float
-    is_bold: bool
+    decay: float = 1.0
+    epochs: int | None = None
 
     def first(self) -> StepState:
         """Return the state of the first epoch."""
-        return StepState(self.start, math.inf)
+        return StepState(0, self.start, math.inf)
 
     def next(self, state: StepState, cost: float | None) -> StepState:
         """Return the state of the epoch after `state`, given the cost of the epoch before it, if there was one.
 
         A cost that is not a finite number counts as one that rose.
         """
-        step_size = state.step_size * self.decay
-        if not self.is_bold or cost is None:
-            return state._replace(step_size=step_size)
-        if cost < state.cost:
-            return StepState(step_size * GROWTH, cost)
-        return StepState(step_size * CUT, state.cost)
+        epoch, step_size = state.epoch + 1, state.step_size * self.decay
+        if self.epochs is None:
+            return StepState(epoch, step_size, math.inf)
+        left, left_before = self.epochs - epoch, self.epochs - state.epoch
+        if cost is None:
+            return StepState(epoch, step_size * left / left_before, state.cost)
+        factor = GROWTH if cost < RISE * state.cost else CUT
+        largest = LARGEST * left_before / self.epochs
+        return StepState(epoch, min(factor * step_size, largest) * left / left_before, cost)

@@ -8,6 +8,7 @@ without its manifest is not one of ours.
 import contextlib
 import json
 import posixpath
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmf.errors import StoreError
+
+
+def url_to_fs(url: str | Path) -> tuple[Any, str]:
+    """Return the file system and the path on it of a local path (``~`` is expanded) or an fsspec URL."""
+    url = str(url)
+    fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()))
+    return fs, path
+
+
+def is_local(fs: Any) -> bool:
+    """Return whether a file system is the local one: files can be renamed, and libraries can open them by name."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def display_name(fs: Any, path: str) -> str:
+    """Return a path as people write it: plain on the local file system, else a URL."""
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 class Folder(NamedTuple):
@@ -37,17 +55,11 @@ class Folder(NamedTuple):
     @classmethod
     def at(cls, url: str | Path) -> "Folder":
         """Return the folder at a local path or an fsspec URL, whether or not it exists."""
-        fs, path = fsspec.core.url_to_fs(str(url))
+        fs, path = url_to_fs(url)
         return cls(fs, path.rstrip("/") or "/")
 
     def __str__(self) -> str:
-        return self.path if self.is_local else str(self.fs.unstrip_protocol(self.path))
-
-    @property
-    def is_local(self) -> bool:
-        """Whether files can be renamed and read at the speed of a local disk."""
-        protocol = self.fs.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        return display_name(self.fs, self.path)
 
     def child(self, name: str) -> str:
         """Return the path of a file in the folder; a name that leads out of it is refused."""
@@ -72,7 +84,7 @@ class Folder(NamedTuple):
         self.fs.rm(self.child(name), recursive=True)
 
     def read(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        """Return `length` bytes of a file from `start`, by default all; a file that is missing or too short is an error."""
+        """Return `length` bytes of a file from `start`, by default all; one that is missing or too short is an error."""
         try:
             with self.fs.open(self.child(name), "rb") as file:
                 file.seek(start)
@@ -81,8 +93,8 @@ class Folder(NamedTuple):
             raise StoreError(f"{self}: the file {name} is missing; restore it or make the folder again") from err
         if length >= 0 and len(data) != length:
             raise StoreError(
-                f"{self}: the file {name} is truncated: {start + length:,} bytes expected, {start + len(data):,} found; "
-                "restore it or make the folder again"
+                f"{self}: the file {name} is truncated: {start + length:,} bytes expected, {start + len(data):,} "
+                "found; restore it or make the folder again"
             )
         return data
 
@@ -135,24 +147,26 @@ def new_folder(url: str | Path, manifest: str) -> Iterator[Folder]:
     """
     target = Folder.at(url)
     fs = target.fs
-    if fs.exists(target.path) and not fs.exists(target.child(manifest)):
-        if fs.isfile(target.path) or fs.ls(target.path, detail=False):
-            raise StoreError(f"{target} exists and does not look like something distmf wrote ({manifest} is missing); choose another")
+    is_taken = fs.exists(target.path) and not fs.exists(target.child(manifest))
+    if is_taken and (fs.isfile(target.path) or fs.ls(target.path, detail=False)):
+        raise StoreError(
+            f"{target} exists and does not look like something distmf wrote ({manifest} is missing); choose another path"
+        )
     suffix = f".tmp-{uuid.uuid4().hex[:8]}"
-    folder = target._replace(path=target.path + suffix) if target.is_local else target
-    if not target.is_local and fs.exists(target.path):
+    folder = target._replace(path=target.path + suffix) if is_local(fs) else target
+    old = Path(folder.path + "-old")
+    if not is_local(fs) and fs.exists(target.path):
         fs.rm(target.path, recursive=True)
     try:
         fs.makedirs(folder.path, exist_ok=True)
         yield folder
-        if target.is_local:
+        if is_local(fs):
             if Path(target.path).exists():
-                Path(target.path).rename(target.path + suffix + "-old")
+                Path(target.path).rename(old)
             Path(folder.path).rename(target.path)
     except BaseException:
-        if fs.exists(folder.path):
-            fs.rm(folder.path, recursive=True)
+        folder.delete()
         raise
     finally:
-        if target.is_local and Path(target.path + suffix + "-old").exists():
-            fs.rm(target.path + suffix + "-old", recursive=True)
+        if is_local(fs) and old.exists():
+            shutil.rmtree(old)

@@ -5,6 +5,7 @@ a generation has ended: if its third epoch reached the target, or diverged, the 
 that counts. So the result does not depend on the length of a generation.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -18,12 +19,11 @@ from distmf.errors import DivergedError
 from distmf.graph import Cost, State, Training, build_generation, build_measurement, first_state
 from distmf.grid import BlockKey
 from distmf.history import Epoch, Stopped
-from distmf.stepsize import StepState
 
 logger = logging.getLogger(__name__)
 
 EPOCHS_PER_GENERATION = 5
-STALLED_EPOCHS = 5  # over which a change of the cost is looked for
+STEADY_EPOCHS = 3  # in a row, whose changes of the cost must all be small
 DIVERGED = 2.0  # a cost this many times the lowest has diverged …
 NEGLIGIBLE = 0.01  # … unless both are below this share of the ratings' variance
 ROLLBACKS_BEFORE_RESTART = 3
@@ -38,7 +38,7 @@ class StopRules(NamedTuple):
     epochs : int
         At the latest.
     tol : float
-        When the cost has fallen by less than this share per epoch over the last few epochs.
+        When the cost has changed by less than this share in each of the last few epochs; 0 never.
     target_cost : float or None
         When the exact mean squared error over the ratings, in their units squared, is below this.
     """
@@ -136,7 +136,7 @@ class Trainer:
         token = uuid.uuid4().hex[:8]
         generation = build_generation(self.training, self.state, n_epochs, token)
         seen: list[Cost] = []
-        steps: dict[int, float] = {}
+        steps = {self.state.epoch: self.state.step.step_size}
         start = lap = time.perf_counter()
 
         def on_done(key: tuple[str, int], value: Any) -> None:
@@ -150,11 +150,11 @@ class Trainer:
                 lap = now
 
         groups = generation.epochs, generation.steps, generation.rows, generation.cols
-        results = self.engine.run(generation.tasks, [key for group in groups for key in group], on_done if is_first else None)
-        self.seconds += time.perf_counter() - start
-        epochs, step_states, rows, cols = (
-            [results.pop(0) for _ in group] for group in groups
+        results = self.engine.run(
+            generation.tasks, [key for group in groups for key in group], on_done if is_first else None
         )
+        self.seconds += time.perf_counter() - start
+        epochs, step_states, rows, cols = ([results.pop(0) for _ in group] for group in groups)
         state = State(self.state.epoch + n_epochs, tuple(rows), tuple(cols), step_states[-1], epochs[-1])
         return Outcome(state, epochs, [step.step_size for step in step_states])
 
@@ -171,10 +171,12 @@ class Trainer:
             if not cost.train <= DIVERGED * lowest:
                 return Verdict(n, None, diverged=True)
             trained.append(cost.train)
-            if self.rules.target_cost is not None and cost.train * self.training.hyper.scale**2 < self.rules.target_cost:
+            if (
+                self.rules.target_cost is not None
+                and cost.train * self.training.hyper.scale**2 < self.rules.target_cost
+            ):
                 return Verdict(n + 1, "target")
-            before, lately = trained[:-STALLED_EPOCHS], trained[-STALLED_EPOCHS:]
-            if self.rules.tol > 0 and before and min(before) - min(lately) <= STALLED_EPOCHS * self.rules.tol * min(before):
+            if self.rules.tol > 0 and _is_steady(trained[-STEADY_EPOCHS - 1 :], self.rules.tol):
                 return Verdict(n + 1, "converged")
         return Verdict(len(costs), None)
 
@@ -198,7 +200,7 @@ class Trainer:
         if self._rollbacks_in_a_row > ROLLBACKS_BEFORE_RESTART and self.state.epoch:
             self.state, self.epochs, self._costs = first_state(self.training), [], []
             self._rollbacks_in_a_row = 0
-            step = StepState(step.step_size, math.inf)
+            step = self.training.rule.first()._replace(step_size=step.step_size)
         self.state = self.state._replace(step=step)
         logger.info("cost grew: back to the end of epoch %d, step size %.3g", self.state.epoch, step.step_size)
 
@@ -219,3 +221,9 @@ class Trainer:
             self.training.blocks.n_ratings / seconds / 1e6,
             seconds * (self.rules.epochs - epoch.epoch),
         )
+
+
+def _is_steady(costs: list[float], tol: float) -> bool:
+    """Return whether every cost but the first differs from the one before by a share of at most `tol`."""
+    changes = [abs(after - before) <= tol * before for before, after in itertools.pairwise(costs)]
+    return len(changes) == STEADY_EPOCHS and all(changes)

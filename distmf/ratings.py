@@ -1,0 +1,264 @@
+"""Any source of Parquet ratings -> checked batches of them. Knows nothing of numbers, grids or models.
+
+Every file is looked at before anything is read, and every batch is checked before it is handed on: whoever takes batches
+from here may rely on ids without nulls, of one type, and on ratings that are finite.
+"""
+
+import contextlib
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from distmf.errors import RatingsError
+from distmf.store import display_name, is_local, url_to_fs
+
+BATCH_ROWS = 1 << 20
+BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
+MAGIC = b"PAR1"
+
+
+class Columns(NamedTuple):
+    """Names of the columns; without a `rating`, pairs of ids are read."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    rating: str | None = "rating"
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read."""
+        return [name for name in self if name is not None]
+
+
+class Piece(NamedTuple):
+    """One row group of one file: what a task reads."""
+
+    path: str
+    row_group: int
+    n_rows: int
+
+
+class Batch(NamedTuple):
+    """Some ratings, checked.
+
+    Attributes
+    ----------
+    user, item : pa.Array, shape (n,)
+        Ids: integers, or `large_string`; no nulls.
+    rating : float32 or None, shape (n,)
+        Finite.
+    """
+
+    user: pa.Array
+    item: pa.Array
+    rating: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """Ratings that lie somewhere as Parquet; a value that can be sent to another process.
+
+    Attributes
+    ----------
+    fs : fsspec.AbstractFileSystem
+        Where they lie.
+    columns : Columns
+        What to read.
+    user_type, item_type : pa.DataType
+        Of the ids: an integer type or `large_string`.
+    pieces : tuple of Piece
+        All row groups, by path and position.
+    """
+
+    fs: Any
+    columns: Columns
+    user_type: pa.DataType
+    item_type: pa.DataType
+    pieces: tuple[Piece, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of ratings or pairs."""
+        return sum(piece.n_rows for piece in self.pieces)
+
+
+def open_ratings(source: str | Path, columns: Columns) -> Ratings:
+    """Find the files of a source and check what can be known before they are read.
+
+    Parameters
+    ----------
+    source : str or Path
+        A file, a folder (with the folders in it; names that begin with ``.`` or ``_`` are skipped), a glob, or an fsspec
+        URL of one of them.
+    columns : Columns
+        What to read.
+
+    Raises
+    ------
+    RatingsError
+        If there is no file or no rating; a file is not Parquet or is truncated; a column is missing; an id is neither an
+        integer nor a string, or not of the type that it has in the other files; a rating is not a number.
+    """
+    if len(set(columns.names)) < len(columns.names):
+        raise ValueError(f"the columns are {', '.join(columns.names)}; users, items and ratings need one each")
+    fs, path = url_to_fs(source)
+    pieces: list[Piece] = []
+    types: dict[str, tuple[pa.DataType, str]] = {}  # of each id column: its type, and the file that decided it
+    for file in _files(fs, path, str(source)):
+        with _open(fs, file) as parquet:
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+            _check_columns(schema, columns, display_name(fs, file))
+            pieces += [
+                Piece(file, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
+            ]
+        if metadata.num_rows:
+            for column in columns[:2]:
+                _check_id_type(schema, column, types, display_name(fs, file))
+            if columns.rating is not None:
+                _check_rating_type(schema, columns.rating, display_name(fs, file))
+    pieces = [piece for piece in pieces if piece.n_rows]
+    if not pieces:
+        raise RatingsError(f"{source}: there is no row in it; ratings are needed")
+    return Ratings(fs, columns, types[columns.user][0], types[columns.item][0], tuple(pieces))
+
+
+def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
+    """Yield the ratings of one row group in batches; memory does not grow with the row group.
+
+    Raises
+    ------
+    RatingsError
+        If there are null ids, or ratings that are null, NaN or infinite; at the end, with the number of each. Or if the
+        row group cannot be read.
+    """
+    problems: Counter[tuple[str, str]] = Counter()
+    where = f"{display_name(ratings.fs, piece.path)}, row group {piece.row_group}"
+    with _open(ratings.fs, piece.path) as parquet:
+        names = ratings.columns.names
+        batches = parquet.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], columns=names, use_threads=False)
+        while (raw := _next(batches, where)) is not None:
+            problems.update(_problems(raw, ratings.columns))
+            if not problems:
+                yield _batch(raw, ratings)
+    if problems:
+        found = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
+        raise RatingsError(f"{where}: {found}; remove these rows, or set what is missing")
+
+
+def _files(fs: Any, path: str, source: str) -> list[str]:
+    if fs.isfile(path):
+        return [path]
+    if fs.isdir(path):
+        start = len(path.rstrip("/")) + 1
+        files = [file for file in fs.find(path) if not any(part[0] in "._" for part in file[start:].split("/"))]
+    else:
+        files = [file for file in fs.glob(path) if fs.isfile(file)] if any(char in path for char in "*?[") else []
+    if not files:
+        raise RatingsError(f"{source}: no such file, or no file in it; give a Parquet file, a folder, a glob or a URL")
+    return sorted(files)
+
+
+@contextlib.contextmanager
+def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; on a local disk without Python in between."""
+    try:
+        parquet = pq.ParquetFile(path if is_local(fs) else fs.open(path, "rb"), buffer_size=BUFFER_BYTES)
+    except FileNotFoundError as err:
+        raise RatingsError(f"{display_name(fs, path)}: the file is gone; were the ratings changed meanwhile?") from err
+    except (pa.ArrowException, OSError) as err:
+        size = fs.size(path)
+        what = "is not a Parquet file"
+        if size == 0:
+            what = "is empty (0 bytes), so it is not a Parquet file"
+        elif fs.read_block(path, 0, len(MAGIC)) == MAGIC:
+            what = f"is a Parquet file that is truncated or damaged ({size:,} bytes)"
+        raise RatingsError(
+            f"{display_name(fs, path)} {what}: {err}; remove it, write it again, or choose files by a glob"
+        ) from err
+    with parquet:
+        yield parquet
+
+
+def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as err:
+        raise RatingsError(f"{where} cannot be read: {err}; the file is damaged, write it again") from err
+
+
+def _check_columns(schema: pa.Schema, columns: Columns, file: str) -> None:
+    for option, name in zip(Columns._fields, columns, strict=True):
+        if name is None or schema.names.count(name) == 1:
+            continue
+        there = ", ".join(repr(other) for other in schema.names) or "none"
+        if name in schema.names:
+            raise RatingsError(f"{file}: {schema.names.count(name)} columns are called {name!r}; rename them: {there}")
+        similar = difflib.get_close_matches(name, schema.names, n=1)
+        hint = f"did you mean {option}={similar[0]!r}?" if similar else f"name the right one by {option}= (--{option})"
+        raise RatingsError(f"{file}: there is no column {name!r}; there are: {there}; {hint}")
+
+
+def _value_type(schema: pa.Schema, column: str) -> pa.DataType:
+    found = schema.field(column).type
+    return found.value_type if pa.types.is_dictionary(found) else found
+
+
+def _check_id_type(schema: pa.Schema, column: str, types: dict[str, tuple[pa.DataType, str]], file: str) -> None:
+    found = _value_type(schema, column)
+    if pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found):
+        found = pa.large_string()
+    elif not pa.types.is_integer(found):
+        raise RatingsError(f"{file}: column {column!r} has type {found}; ids can be integers or strings")
+    expected, first_file = types.setdefault(column, (found, file))
+    if found != expected:
+        raise RatingsError(
+            f"{file}: column {column!r} has type {found}, but {expected} in {first_file}; write all files with one type"
+        )
+
+
+def _check_rating_type(schema: pa.Schema, column: str, file: str) -> None:
+    found = _value_type(schema, column)
+    if not (pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)):
+        raise RatingsError(f"{file}: column {column!r} has type {found}; ratings must be numbers")
+
+
+def _problems(raw: pa.RecordBatch, columns: Columns) -> dict[tuple[str, str], int]:
+    """Return what is wrong with a batch: column and kind to count."""
+    found = {(name, "null ids"): _decoded(raw, name).null_count for name in columns[:2]}
+    if columns.rating is not None:
+        column = _decoded(raw, columns.rating)
+        values = _to_float32(column.drop_null())
+        found[columns.rating, "null ratings"] = column.null_count
+        found[columns.rating, "NaN ratings"] = int(np.isnan(values).sum())
+        found[columns.rating, "infinite ratings (as float32)"] = int(np.isinf(values).sum())
+    return {key: n for key, n in found.items() if n}
+
+
+def _batch(raw: pa.RecordBatch, ratings: Ratings) -> Batch:
+    columns = ratings.columns
+    user = _decoded(raw, columns.user).cast(ratings.user_type)
+    item = _decoded(raw, columns.item).cast(ratings.item_type)
+    rating = None if columns.rating is None else _to_float32(_decoded(raw, columns.rating))
+    return Batch(user, item, rating)
+
+
+def _decoded(raw: pa.RecordBatch, name: str) -> pa.Array:
+    column = raw.column(name)
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _to_float32(column: pa.Array) -> npt.NDArray[np.float32]:
+    if pa.types.is_decimal(column.type):
+        column = pc.cast(column, pa.float64())
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+        values = column.to_numpy(zero_copy_only=False).astype(np.float32)
+    return values + np.float32(0)  # one zero: -0.0 would be a rating of its own
