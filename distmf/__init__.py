@@ -1,6 +1,28 @@
 """Biased matrix factorization on ratings that do not fit in memory, on a laptop's cores or a Dask cluster."""
 
+from distmf import clock  # isort: skip (before all that takes time)
+
+from importlib.metadata import version
+
+from distmf import datasets, errors
 from distmf.blocking import block_ratings
+from distmf.blocks import Blocks, open_blocks
+from distmf.evaluate import evaluate
 from distmf.factorization import MatrixFactorization, always, load, non_negative, not_nan
 
-__all__ = ["MatrixFactorization", "always", "block_ratings", "load", "non_negative", "not_nan"]
+__version__ = version("distmf")
+
+__all__ = [
+    "Blocks",
+    "MatrixFactorization",
+    "__version__",
+    "always",
+    "block_ratings",
+    "datasets",
+    "errors",
+    "evaluate",
+    "load",
+    "non_negative",
+    "not_nan",
+    "open_blocks",
+]

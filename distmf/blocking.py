@@ -10,7 +10,6 @@ hashes, and the sort decides all ties.
 """
 
 import logging
-import time
 import zlib
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from distmf.engine import ThreadEngine
 from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import Hashes, IdCounts, IdMap, hash_ids, mix, salt
+from distmf.progress import Progress
 from distmf.ratings import Batch, Columns, Piece, Ratings, open_ratings, read_piece
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 MAX_CODES = 256  # distinct ratings that fit in one byte
 FAN_IN = 8  # counts merged at once
-SECONDS_BETWEEN_LINES = 5.0
 
 
 class Settings(NamedTuple):
@@ -163,8 +162,8 @@ def block_ratings(
     with new_folder(path, MANIFEST) as folder, ThreadEngine(threads) as engine:
         counts = _count(engine, ratings, settings)
         ids = Ids(
-            IdMap.of_counts(counts.users, ratings.user_type, settings.user_salt),
-            IdMap.of_counts(counts.items, ratings.item_type, settings.item_salt),
+            IdMap.of_counts(counts.users, ratings.id_types[user], settings.user_salt),
+            IdMap.of_counts(counts.items, ratings.id_types[item], settings.item_salt),
         )
         shape = grid or choose_shape(len(ids.users), len(ids.items), counts.n_ratings, rank, budget)
         layout = _layout(counts, settings, Shape(*shape))
@@ -246,7 +245,6 @@ def _count_piece(ratings: Ratings, piece: Piece, settings: Settings) -> Counts:
 def _count_batch(batch: Batch, settings: Settings) -> Counts:
     user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
     is_train = settings.is_train(user_hashes, item_hashes)
-    assert batch.rating is not None
     sample = np.unique(batch.rating[:: max(1, len(batch.rating) // 1024)])
     distinct = np.unique(batch.rating) if len(sample) <= MAX_CODES else sample
     return Counts(
@@ -277,7 +275,7 @@ def _codes(distinct: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _layout(counts: Counts, settings: Settings, shape: Shape) -> Layout:
     n_users, n_items = len(counts.users.hashes), len(counts.items.hashes)
     if not (1 <= shape.rows <= n_users and 1 <= shape.cols <= n_items):
-        raise ValueError(
+        raise RatingsError(
             f"grid is {shape.rows} × {shape.cols}, but there are {n_users:,} users and {n_items:,} items; "
             "every block needs at least one of each"
         )
@@ -319,7 +317,6 @@ def _sort_into_run(
     section = (row_block.astype(np.min_scalar_type(n_sections)) * layout.shape.cols + col_block) * 2
     section += ~settings.is_train(user_hashes, item_hashes)
     order = np.argsort(section, kind="stable")  # a radix sort, as the type is narrow
-    assert batch.rating is not None
     records = np.empty(len(rows), dtype=record_dtype(layout))
     records["row"] = (rows - row_cuts[row_block])[order]
     records["col"] = (cols - col_cuts[col_block])[order]
@@ -383,19 +380,11 @@ def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Se
 
 
 def _progress(verb: str, name: str, sizes: Sequence[int]) -> Callable[[Any, Any], None]:
-    """Return a callback that says every few seconds how far a pass is; tasks are keyed (name, …, position in sizes)."""
-    total, done, start = sum(sizes), 0, time.perf_counter()
-    said = start
+    """Return a callback that counts tasks as they end; they are keyed (name, …, position in sizes)."""
+    progress = Progress(logger, verb, sum(sizes))
 
     def on_done(key: Any, value: Any) -> None:
-        nonlocal done, said
-        if key[0] != name or (len(key) == 3 and key[1] != 0):
-            return
-        done += sizes[key[-1]]
-        now = time.perf_counter()
-        if now - said >= SECONDS_BETWEEN_LINES and 0 < done < total:
-            said = now
-            left = (now - start) * (total - done) / done
-            logger.info("%s: %.0f %% of %s ratings, %.0f s left", verb, 100 * done / total, f"{total:,}", left)
+        if key[0] == name and key[1:-1] in ((), (0,)):
+            progress.advance(sizes[key[-1]])
 
     return on_done

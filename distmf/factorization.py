@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import logging
 import math
 import tempfile
 import uuid
@@ -26,8 +25,6 @@ from distmf.model import MANIFEST, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
-
-logger = logging.getLogger(__name__)
 
 IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 
@@ -130,7 +127,7 @@ class MatrixFactorization:
         self._model: Model | None = None
 
     def __repr__(self) -> str:
-        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in self.hyperparameters.items())})"
 
     def fit(
         self,
@@ -229,7 +226,6 @@ class MatrixFactorization:
                 epochs = tuple(trainer.epochs)
                 history = History(epochs, stopped, *exact, trainer.rollbacks, trainer.ratings_per_second)
                 self._model = _assemble(trainer, history)
-        logger.info("%s", summary(history))
 
     def _check(self) -> None:
         limits: dict[str, tuple[float, float]] = {
@@ -248,7 +244,9 @@ class MatrixFactorization:
         if self.step_size != "auto" and not (isinstance(self.step_size, int | float) and 0 < self.step_size < math.inf):
             raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What the constructor was given, by name."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         return {name: getattr(self, name) for name in names}
 
@@ -371,7 +369,7 @@ class MatrixFactorization:
         """
         model = self.model_
         with new_folder(path, MANIFEST) as folder:
-            model.save(folder, self._settings())
+            model.save(folder, self.hyperparameters)
 
 
 def load(path: str | Path) -> MatrixFactorization:
@@ -386,25 +384,6 @@ def load(path: str | Path) -> MatrixFactorization:
     mf = MatrixFactorization(**settings)
     mf._model = model
     return mf
-
-
-def summary(history: History) -> str:
-    """Return in words how a training ended."""
-    reasons = {
-        "converged": "the cost has stopped falling",
-        "target": "the target cost is reached",
-        "epochs": "all epochs are done",
-        "early": "the holdout error turned up",
-        "interrupted": "interrupted",
-    }
-    errors = [
-        f"{name} RMSE {value:.4f}"
-        for name, value in (("train", history.train_rmse), ("holdout", history.holdout_rmse))
-        if value
-    ]
-    return f"stopped after {len(history)} epochs: {reasons[history.stopped]}" + (
-        f"; {', '.join(errors)}" if errors else ""
-    )
 
 
 def _assemble(trainer: Trainer, history: History) -> Model:

@@ -65,6 +65,19 @@ class History(Sequence[Epoch]):
     def __iter__(self) -> Iterator[Epoch]:
         return iter(self.epochs)
 
+    def summary(self) -> str:
+        """Return in words how the training ended."""
+        reasons = {
+            "converged": "the cost has stopped changing (tol)",
+            "target": "the target cost is reached",
+            "epochs": "all epochs are done",
+            "early": "the holdout error turned up",
+            "interrupted": "interrupted",
+        }
+        errors = {"train": self.train_rmse, "holdout": self.holdout_rmse}
+        found = [f"{name} RMSE {error:.4f}" for name, error in errors.items() if error is not None]
+        return "; ".join([f"stopped after {len(self)} epochs: {reasons[self.stopped]}", *found])
+
     def to_json(self) -> dict[str, Any]:
         """Return what does not depend on the clock, for a JSON file."""
         return {

@@ -5,7 +5,6 @@ users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,6 +82,48 @@ class Recommendations(NamedTuple):
     item_ids: npt.NDArray[Any]
     scores: Float32
 
+    def table(self, user_ids: pa.Array, schema: pa.Schema) -> pa.Table:
+        """Return them as rows of user, item, score and rank (from 1), without the places for which no item is left."""
+        n_users, n = self.scores.shape
+        is_left = np.isfinite(self.scores).reshape(-1)
+        users = user_ids.take(pa.array(np.repeat(np.arange(n_users), n)))
+        ranks = np.tile(np.arange(1, n + 1, dtype=np.int32), n_users)
+        columns = [users, pa.array(self.item_ids.reshape(-1)), self.scores.reshape(-1), ranks]
+        return pa.table(columns, names=schema.names).cast(schema).filter(pa.array(is_left))
+
+
+class Rated:
+    """Which items some users have rated, read from blocks.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        Held-out ratings count too.
+    items : IdMap
+        Positions of the items.
+    """
+
+    def __init__(self, blocks: Blocks, items: IdMap) -> None:
+        self.blocks = blocks
+        self.users = IdMap(blocks.ids("user")["id"].combine_chunks(), items.salt)
+        self._items = items.numbers(blocks.ids("item")["id"].combine_chunks())
+
+    def pairs(self, user_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the positions of users in `user_ids`, which are distinct, and of the items that they rated."""
+        numbers = self.users.numbers(user_ids)
+        position = np.full(self.blocks.n_users, -1, dtype=np.int64)
+        position[numbers[numbers >= 0]] = np.flatnonzero(numbers >= 0)
+        row_blocks = np.searchsorted(self.blocks.layout.row_cuts, numbers[numbers >= 0], side="right") - 1
+        found = [(position[:0], position[:0])]
+        for row in np.unique(row_blocks).tolist():
+            for col in range(self.blocks.shape.cols):
+                for part in PARTS:
+                    rows, cols = self.blocks.numbers(BlockKey(row, col), part)
+                    is_wanted = (position[rows] >= 0) & (self._items[cols] >= 0)
+                    found.append((position[rows[is_wanted]], self._items[cols[is_wanted]]))
+        users, items = zip(*found, strict=True)
+        return np.concatenate(users), np.concatenate(items)
+
 
 class Model(NamedTuple):
     """Everything that training gives."""
@@ -122,37 +163,25 @@ class Model(NamedTuple):
 
     def recommend(self, user_ids: Any, n: int, exclude: Blocks | None) -> Recommendations:
         """Return the `n` best items of each user, without those that `exclude` holds ratings of."""
-        ids = as_ids(user_ids, self.users.ids.type, "user")
-        rows = self.users.positions(ids, "user")
+        encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
+        ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
+        rated = None if exclude is None else Rated(exclude, self.items.map)
+        # Users who lie together in the blocks are served together.
+        order = np.arange(len(ids)) if rated is None else np.argsort(rated.users.numbers(ids))
         n = min(n, len(self.items.ids))
-        item_ids = self.items.ids.to_numpy(zero_copy_only=False)
-        best, scores = np.empty((len(rows), n), dtype=np.int64), np.empty((len(rows), n), dtype=np.float32)
-        users_at_once = max(1, SCORES_AT_ONCE // max(1, len(item_ids)))
-        for begin in range(0, len(rows), users_at_once):
-            some = slice(begin, begin + users_at_once)
-            all_scores = self.scores(rows[some], clip=False)  # clipped scores would tie
-            if exclude is not None:
-                for user, rated in self._rated(ids[some], exclude):
-                    all_scores[user, rated] = -np.inf
+        best, scores = np.empty((len(ids), n), dtype=np.int64), np.empty((len(ids), n), dtype=np.float32)
+        users_at_once = max(1, SCORES_AT_ONCE // len(self.items.ids))
+        for begin in range(0, len(ids), users_at_once):
+            some = order[begin : begin + users_at_once]
+            users = ids.take(pa.array(some))
+            all_scores = self.scores(self.users.map.numbers(users), clip=False)  # clipped scores would tie
+            if rated is not None:
+                all_scores[rated.pairs(users)] = -np.inf
             best[some], scores[some] = top(all_scores, n)
-        finite = np.isfinite(scores)
-        scores[finite] = self._clipped(scores[finite], clip=True)
-        return Recommendations(item_ids[best], scores)
-
-    def _rated(self, ids: pa.Array, blocks: Blocks) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """Yield the position in `ids` of a user and the positions of items they rated, block by block."""
-        users, items = blocks.ids("user")["id"].combine_chunks(), blocks.ids("item")["id"].combine_chunks()
-        numbers = IdMap(users, self.users.map.salt).numbers(ids)
-        item_positions = self.items.map.numbers(items)
-        cuts = np.array(blocks.layout.row_cuts)
-        for row_block in np.unique(np.searchsorted(cuts, numbers[numbers >= 0], side="right") - 1):
-            here = np.flatnonzero((numbers >= cuts[row_block]) & (numbers < cuts[row_block + 1]))
-            for col_block in range(blocks.shape.cols):
-                for part in PARTS:
-                    rows, cols = blocks.numbers(BlockKey(int(row_block), col_block), part)
-                    for user in here:
-                        rated = item_positions[cols[rows == numbers[user]]]
-                        yield int(user), rated[rated >= 0]
+        is_left = np.isfinite(scores)
+        scores[is_left] = self._clipped(scores[is_left], clip=True)
+        item_ids = self.items.ids.to_numpy(zero_copy_only=False)
+        return Recommendations(item_ids[best][inverse], scores[inverse])
 
     def save(self, folder: Folder, settings: dict[str, Any]) -> None:
         """Write the model into an empty folder."""

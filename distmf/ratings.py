@@ -7,7 +7,7 @@ from here may rely on ids without nulls, of one type, and on ratings that are fi
 import contextlib
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,16 @@ MAGIC = b"PAR1"
 
 
 class Columns(NamedTuple):
-    """Names of the columns; without a `rating`, pairs of ids are read."""
+    """Names of the columns; without a `rating`, pairs of ids are read; without an `item` too, user ids."""
 
     user: str = "user_id"
-    item: str = "item_id"
+    item: str | None = "item_id"
     rating: str | None = "rating"
+
+    @property
+    def ids(self) -> list[str]:
+        """The columns of ids to read."""
+        return [name for name in self[:2] if name is not None]
 
     @property
     def names(self) -> list[str]:
@@ -54,13 +59,15 @@ class Batch(NamedTuple):
     ----------
     user, item : pa.Array, shape (n,)
         Ids: integers, or `large_string`; no nulls.
-    rating : float32 or None, shape (n,)
+    rating : float32, shape (n,)
         Finite.
+
+    What was not asked for is None.
     """
 
     user: pa.Array
     item: pa.Array
-    rating: npt.NDArray[np.float32] | None
+    rating: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +80,15 @@ class Ratings:
         Where they lie.
     columns : Columns
         What to read.
-    user_type, item_type : pa.DataType
-        Of the ids: an integer type or `large_string`.
+    id_types : mapping
+        Column of ids to its type: an integer type or `large_string`.
     pieces : tuple of Piece
         All row groups, by path and position.
     """
 
     fs: Any
     columns: Columns
-    user_type: pa.DataType
-    item_type: pa.DataType
+    id_types: Mapping[str, pa.DataType]
     pieces: tuple[Piece, ...]
 
     @property
@@ -121,14 +127,14 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
                 Piece(file, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
             ]
         if metadata.num_rows:
-            for column in columns[:2]:
+            for column in columns.ids:
                 _check_id_type(schema, column, types, display_name(fs, file))
             if columns.rating is not None:
                 _check_rating_type(schema, columns.rating, display_name(fs, file))
     pieces = [piece for piece in pieces if piece.n_rows]
     if not pieces:
         raise RatingsError(f"{source}: there is no row in it; ratings are needed")
-    return Ratings(fs, columns, types[columns.user][0], types[columns.item][0], tuple(pieces))
+    return Ratings(fs, columns, {column: id_type for column, (id_type, _) in types.items()}, tuple(pieces))
 
 
 def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
@@ -152,6 +158,18 @@ def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
     if problems:
         found = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
         raise RatingsError(f"{where}: {found}; remove these rows, or set what is missing")
+
+
+def read_ids(source: str | Path, column: str) -> pa.Array:
+    """Return the ids in one column of a source, in memory.
+
+    Raises
+    ------
+    RatingsError
+        As `open_ratings` and `read_piece`.
+    """
+    ratings = open_ratings(source, Columns(column, None, None))
+    return pa.concat_arrays([batch.user for piece in ratings.pieces for batch in read_piece(ratings, piece)])
 
 
 def _files(fs: Any, path: str, source: str) -> list[str]:
@@ -233,7 +251,7 @@ def _check_rating_type(schema: pa.Schema, column: str, file: str) -> None:
 
 def _problems(raw: pa.RecordBatch, columns: Columns) -> dict[tuple[str, str], int]:
     """Return what is wrong with a batch: column and kind to count."""
-    found = {(name, "null ids"): _decoded(raw, name).null_count for name in columns[:2]}
+    found = {(name, "null ids"): _decoded(raw, name).null_count for name in columns.ids}
     if columns.rating is not None:
         column = _decoded(raw, columns.rating)
         values = _to_float32(column.drop_null())
@@ -245,10 +263,9 @@ def _problems(raw: pa.RecordBatch, columns: Columns) -> dict[tuple[str, str], in
 
 def _batch(raw: pa.RecordBatch, ratings: Ratings) -> Batch:
     columns = ratings.columns
-    user = _decoded(raw, columns.user).cast(ratings.user_type)
-    item = _decoded(raw, columns.item).cast(ratings.item_type)
+    ids = [_decoded(raw, name).cast(ratings.id_types[name]) for name in columns.ids]
     rating = None if columns.rating is None else _to_float32(_decoded(raw, columns.rating))
-    return Batch(user, item, rating)
+    return Batch(ids[0], ids[1] if columns.item else None, rating)
 
 
 def _decoded(raw: pa.RecordBatch, name: str) -> pa.Array:

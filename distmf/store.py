@@ -134,6 +134,41 @@ class Folder(NamedTuple):
         return manifest
 
 
+def free_folder(url: str | Path, manifest: str) -> Folder:
+    """Return the folder at `url`, if there is nothing in it but perhaps the same kind of `manifest`.
+
+    Raises
+    ------
+    StoreError
+        If `url` is a file, or a folder with something else in it.
+    """
+    folder = Folder.at(url)
+    is_taken = folder.fs.exists(folder.path) and not folder.fs.exists(folder.child(manifest))
+    if is_taken and (folder.fs.isfile(folder.path) or folder.fs.ls(folder.path, detail=False)):
+        raise StoreError(
+            f"{folder} exists and is not what distmf would replace: {manifest} is missing; choose another path"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def new_file(url: str | Path) -> Iterator[Any]:
+    """Yield a file to write bytes to; it appears at `url` when the block ends, and not at all if it raises."""
+    fs, path = url_to_fs(url)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
+    if fs.isdir(path):
+        raise StoreError(f"{display_name(fs, path)} is a folder; choose the name of a file")
+    try:
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        with fs.open(temporary, "wb") as file:
+            yield file
+        fs.mv(temporary, path)
+    except BaseException:
+        if fs.exists(temporary):
+            fs.rm(temporary)
+        raise
+
+
 @contextlib.contextmanager
 def new_folder(url: str | Path, manifest: str) -> Iterator[Folder]:
     """Yield an empty folder to write; it appears at `url` when the block ends, and not at all if it raises.
@@ -145,13 +180,8 @@ def new_folder(url: str | Path, manifest: str) -> Iterator[Folder]:
     StoreError
         If `url` is a file, or a folder with something else in it.
     """
-    target = Folder.at(url)
+    target = free_folder(url, manifest)
     fs = target.fs
-    is_taken = fs.exists(target.path) and not fs.exists(target.child(manifest))
-    if is_taken and (fs.isfile(target.path) or fs.ls(target.path, detail=False)):
-        raise StoreError(
-            f"{target} exists and does not look like something distmf wrote ({manifest} is missing); choose another path"
-        )
     suffix = f".tmp-{uuid.uuid4().hex[:8]}"
     folder = target._replace(path=target.path + suffix) if is_local(fs) else target
     old = Path(folder.path + "-old")

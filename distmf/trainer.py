@@ -137,17 +137,14 @@ class Trainer:
         generation = build_generation(self.training, self.state, n_epochs, token)
         seen: list[Cost] = []
         steps = {self.state.epoch: self.state.step.step_size}
-        start = lap = time.perf_counter()
+        start = time.perf_counter()
 
         def on_done(key: tuple[str, int], value: Any) -> None:
-            nonlocal lap
             if key[0] == f"step-{token}":
                 steps[key[1]] = value.step_size
             elif key[0] == f"epoch-{token}" and self._judge(seen).event is None and not self._judge(seen).diverged:
                 seen.append(value)
-                now = time.perf_counter()
-                self._log(self._epoch(key[1], value, steps[key[1]]), now - lap)
-                lap = now
+                self._log(self._epoch(key[1], value, steps[key[1]]), self.seconds + time.perf_counter() - start)
 
         groups = generation.epochs, generation.steps, generation.rows, generation.cols
         results = self.engine.run(
@@ -209,6 +206,7 @@ class Trainer:
         return self.measure().train * self.training.hyper.scale**2 < self.rules.target_cost
 
     def _log(self, epoch: Epoch, seconds: float) -> None:
+        """Log an epoch that has ended `seconds` after the first began; epochs overlap, so rates are those since then."""
         holdout = "" if epoch.holdout_rmse is None else f"  holdout RMSE {epoch.holdout_rmse:.4f}"
         logger.info(
             "epoch %*d/%d  train RMSE %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
@@ -218,8 +216,8 @@ class Trainer:
             epoch.train_rmse,
             holdout,
             epoch.step_size,
-            self.training.blocks.n_ratings / seconds / 1e6,
-            seconds * (self.rules.epochs - epoch.epoch),
+            epoch.epoch * self.training.blocks.n_ratings / seconds / 1e6,
+            seconds / epoch.epoch * (self.rules.epochs - epoch.epoch),
         )
 
 

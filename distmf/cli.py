@@ -1,0 +1,339 @@
+"""The command line: arguments -> calls of the public interface; results -> text, or one JSON object."""
+
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+import distmf
+from distmf.blocking import block_ratings
+from distmf.blocks import is_blocks, open_blocks
+from distmf.clock import STARTED
+from distmf.demo import run_demo
+from distmf.describe import describe
+from distmf.errors import DistMFError, NotFittedError
+from distmf.factorization import MatrixFactorization, load
+from distmf.kernel import MAX_RANK
+from distmf.model import MANIFEST as MODEL_MANIFEST
+from distmf.progress import Progress
+from distmf.ratings import Columns, open_ratings, read_ids, read_piece
+from distmf.sizes import parse_bytes
+from distmf.store import free_folder, new_file
+
+logger = logging.getLogger("distmf.cli")
+
+USERS_AT_ONCE = 10_000
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class Size(click.ParamType):
+    """An amount of memory."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it in bytes."""
+        try:
+            return parse_bytes(value)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
+
+
+class Grid(click.ParamType):
+    """Numbers of row blocks and column blocks."""
+
+    name = "RxC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return both."""
+        rows, _, cols = str(value).lower().partition("x")
+        if not (rows.isdecimal() and cols.isdecimal() and int(rows) and int(cols)):
+            self.fail(f"{value!r} is not a grid; write for example 8x8", param, ctx)
+        return int(rows), int(cols)
+
+
+class StepSize(click.ParamType):
+    """A positive number, or auto."""
+
+    name = "FLOAT|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        return value if value == "auto" else click.FloatRange(0, min_open=True).convert(value, param, ctx)
+
+
+Command = Callable[..., Any]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds several options, shown in this order."""
+
+    def add(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+column_options = options(
+    click.option("--user", metavar="COLUMN", help="Column of the user ids.  [default: user_id]"),
+    click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
+)
+rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
+seed_option = click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
+rank_option = click.option(
+    "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
+)
+block_options = options(
+    column_options,
+    rating_option,
+    click.option(
+        "--holdout",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the ratings to validate on.  [default: 0]",
+    ),
+    click.option(
+        "--grid", type=Grid(), help="Numbers of row and column blocks.  [default: as coarse as memory allows]"
+    ),
+    click.option("--memory-per-task", type=Size(), help="Memory for the data of one task.  [default: 1 GiB]"),
+    click.option(
+        "--duplicates",
+        type=click.Choice(["keep", "mean", "error"]),
+        help="What to do with several ratings of an item by a user.  [default: keep]",
+    ),
+)
+output_options = options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+)
+
+
+class _Group(click.Group):
+    """Turns expected errors into exit codes: 1 for a problem, 2 for wrong usage, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (DistMFError, OSError) as err:
+            click.echo(f"distmf: {err}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"distmf: interrupted; {interrupt or 'nothing was written'}", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(distmf.__version__)
+def main() -> None:
+    """Train biased matrix factorization on ratings that do not fit in memory.
+
+    \b
+    Try:    distmf demo
+    Then:   distmf train ratings.parquet model --holdout 0.1
+            distmf evaluate model test.parquet
+            distmf recommend model recommendations.parquet
+    """  # noqa: D301 (click reads the \b)
+    # A batch system ends a job by SIGTERM: as with Ctrl-C, nothing is left half done.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@main.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@threads_option
+@output_options
+def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
+    """Show the main job: make ratings, block them, train, evaluate, recommend.
+
+    The ratings are drawn from a known model plus noise, so that the best possible error is known.
+    """
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else _say(line)))
+
+
+@main.command()
+@click.argument("ratings")
+@click.argument("blocks")
+@block_options
+@rank_option
+@seed_option
+@threads_option
+@output_options
+def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Block RATINGS (Parquet: a file, a folder, a glob or a URL) once into the folder BLOCKS, to train on many times."""
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        block_ratings(ratings, blocks, **_given(given))
+        report(*describe(blocks))
+
+
+@main.command()
+@click.argument("ratings_or_blocks")
+@click.argument("model")
+@rank_option
+@click.option("--reg", type=click.FloatRange(0), help="Regularisation of the factors, per rating.  [default: 0.05]")
+@click.option("--bias-reg", type=click.FloatRange(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the ratings, at most.  [default: 20]")
+@click.option("--step-size", type=StepSize(), help="SGD step on ratings of unit spread.  [default: auto]")
+@click.option(
+    "--step-decay", type=click.FloatRange(0, min_open=True), help="Factor on the step per epoch.  [default: 1]"
+)
+@click.option(
+    "--tol", type=click.FloatRange(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]"
+)
+@click.option("--target-cost", type=click.FloatRange(0), help="Stop when the mean squared error is below this.")
+@seed_option
+@threads_option
+@block_options
+@output_options
+def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Train on RATINGS_OR_BLOCKS and save the model in the folder MODEL.
+
+    Raw ratings are blocked in a temporary folder first; the options from --user on are for them alone.
+    """
+    given = _given(given)
+    names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
+    mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        free_folder(model, MODEL_MANIFEST)  # an error now, not after the work
+        if given and is_blocks(ratings_or_blocks):
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
+        try:
+            mf.fit(ratings_or_blocks, threads=threads, **given)
+        except KeyboardInterrupt as interrupt:
+            with contextlib.suppress(NotFittedError):
+                mf.save(model)
+                raise KeyboardInterrupt(f"the model after epoch {len(mf.history_)} is saved in {model}") from interrupt
+            raise
+        mf.save(model)
+        history = mf.history_
+        found = {
+            "epochs": len(history),
+            "train_rmse": history.train_rmse,
+            "holdout_rmse": history.holdout_rmse,
+            "seconds": time.perf_counter() - STARTED,
+            "ratings_per_second": history.ratings_per_second,
+            "stopped": history.stopped,
+        }
+        report(found, f"{history.summary()}\nsaved in {model} after {found['seconds']:.1f} s")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("ratings")
+@column_options
+@rating_option
+@output_options
+def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Compare the predictions of MODEL with RATINGS that it was not trained on."""
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        found = distmf.evaluate(load(model), ratings, **_given(given))
+        report(
+            dict(found),
+            f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
+            f"{found['n_unseen']:,} of them with a user or an item that was not trained on",
+        )
+
+
+@main.command()
+@click.argument("model")
+@click.argument("pairs")
+@click.argument("out")
+@column_options
+@click.option("--no-clip", is_flag=True, help="Do not clip to the range of the ratings trained on.")
+@output_options
+def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Predict the ratings of PAIRS of users and items (Parquet) and write them to the Parquet file OUT.
+
+    OUT has the columns of the ids, `prediction`, and `is_unseen`: whether the user or the item was not trained on.
+    """
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        trained = load(model).model_
+        source = open_ratings(pairs, Columns(**_given(given), rating=None))
+        schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_()})
+        progress, n_unseen = Progress(logger, "predicting", source.n_rows), 0
+        with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+            for piece in source.pieces:
+                for batch in read_piece(source, piece):
+                    predictions, is_unseen = trained.predict(batch.user, batch.item, clip=not no_clip)
+                    writer.write_table(pa.table([batch.user, batch.item, predictions, is_unseen], schema=schema))
+                    progress.advance(len(predictions))
+                    n_unseen += int(is_unseen.sum())
+        found = {"n": source.n_rows, "n_unseen": n_unseen, "path": out}
+        report(found, f"{source.n_rows:,} predictions in {out}; {n_unseen:,} with an unseen user or item")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("out")
+@click.option("--users", metavar="FILE", help="Parquet with the ids of the users.  [default: all that were trained on]")
+@click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the user ids in FILE.")
+@click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
+@click.option("--exclude", metavar="BLOCKS", help="Leave out what the users rated in these blocks.")
+@output_options
+def recommend(
+    model: str, out: str, users: str | None, user: str, n: int, exclude: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Write the best items of each user, by MODEL, to the Parquet file OUT.
+
+    OUT has the columns `user_id`, `item_id`, `score` and `rank` (from 1), best first.
+    """
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        mf = load(model)
+        blocks = None if exclude is None else open_blocks(exclude)
+        trained_on = mf.model_.users.ids.filter(pa.array(mf.model_.users.counts > 0))
+        ids = trained_on if users is None else read_ids(users, user)
+        schema = pa.schema(
+            {"user_id": ids.type, "item_id": mf.model_.items.ids.type, "score": pa.float32(), "rank": pa.int32()}
+        )
+        progress, n_rows = Progress(logger, "recommending", len(ids)), 0
+        with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+            for begin in range(0, len(ids), USERS_AT_ONCE):
+                some = ids[begin : begin + USERS_AT_ONCE]
+                table = mf.model_.recommend(some, n, blocks).table(some, schema)
+                writer.write_table(table)
+                n_rows += len(table)
+                progress.advance(len(some))
+        found = {"n": n_rows, "n_users": len(ids), "path": out}
+        report(found, f"{n_rows:,} recommendations for {len(ids):,} users in {out}")
+
+
+@main.command()
+@click.argument("path")
+@output_options
+def inspect(path: str, as_json: bool, quiet: bool) -> None:
+    """Say in words what lies at PATH: blocks or a model."""
+    with _reporting(as_json=as_json, quiet=quiet) as report:
+        report(*describe(path))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: the defaults of the others stand in the public interface, once."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _say(text: str) -> None:
+    """Print text: with numbers and paths in colour on a terminal, plain elsewhere, and never wrapped."""
+    Console(soft_wrap=True, markup=False, emoji=False).print(text)
+
+
+@contextlib.contextmanager
+def _reporting(*, as_json: bool, quiet: bool) -> Iterator[Callable[[dict[str, Any], str], None]]:
+    """Show what is logged on standard error, and yield what prints a result on standard output: as JSON or as text."""
+    handler = logging.StreamHandler()
+    package = logging.getLogger("distmf")
+    package.addHandler(handler)
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield lambda found, text: click.echo(json.dumps(found, allow_nan=False)) if as_json else _say(text)
+    finally:
+        package.removeHandler(handler)

@@ -1,0 +1,114 @@
+"""A folder that distmf wrote -> what it is: numbers for a program, and words for a person."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmf.blocks import MANIFEST as BLOCKS_MANIFEST
+from distmf.blocks import Blocks, open_blocks
+from distmf.errors import StoreError
+from distmf.factorization import MatrixFactorization, load
+from distmf.model import MANIFEST as MODEL_MANIFEST
+from distmf.sizes import format_bytes
+from distmf.store import Folder
+
+
+def describe(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Return what lies at a path or URL, in numbers and in words.
+
+    Raises
+    ------
+    StoreError
+        If it is nothing that distmf wrote, or damaged.
+    """
+    folder = Folder.at(path)
+    if folder.fs.exists(folder.child(BLOCKS_MANIFEST)):
+        return _describe_blocks(open_blocks(path))
+    if folder.fs.exists(folder.child(MODEL_MANIFEST)):
+        return _describe_model(load(path), str(folder))
+    what = "there are neither blocks nor a model in it" if folder.fs.exists(folder.path) else "it does not exist"
+    raise StoreError(f"{folder}: {what}; distmf block and distmf train write such folders")
+
+
+def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
+    per_block = np.array([entry.n_train for entry in blocks.entries.values()])
+    n_bytes = sum(entry.length for entry in blocks.entries.values())
+    n_all = blocks.n_ratings + blocks.n_holdout
+    ids = {side: str(blocks.ids(side).schema.field("id").type) for side in ("user", "item")}
+    found = {
+        "kind": "blocks",
+        "path": blocks.path,
+        "n_users": blocks.n_users,
+        "n_items": blocks.n_items,
+        "n_ratings": blocks.n_ratings,
+        "n_holdout": blocks.n_holdout,
+        "n_duplicates": blocks.settings["n_duplicates"],
+        "user_id_type": ids["user"],
+        "item_id_type": ids["item"],
+        "mean": blocks.moments.mean,
+        "std": blocks.moments.std,
+        "rating_range": list(blocks.rating_range),
+        "grid": list(blocks.shape),
+        "tile_shape": list(blocks.layout.tile_shape),
+        "ratings_per_block": {
+            "least": int(per_block.min()),
+            "median": float(np.median(per_block)),
+            "most": int(per_block.max()),
+        },
+        "bytes_per_rating": n_bytes / n_all,
+        "bytes": n_bytes,
+        "seed": blocks.settings["seed"],
+        "holdout": blocks.settings["holdout"],
+        "duplicates": blocks.settings["duplicates"],
+    }
+    codes = f"codes for {len(blocks.layout.table)} distinct values" if blocks.layout.table else "float32"
+    repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
+    lines = {
+        "users": f"{blocks.n_users:,} ({ids['user']})",
+        "items": f"{blocks.n_items:,} ({ids['item']})",
+        "ratings": f"{blocks.n_ratings:,} to train on, {blocks.n_holdout:,} held out ({blocks.settings['holdout']:.3g})",
+        "duplicates": repeated,
+        "values": f"{blocks.rating_range[0]:g} to {blocks.rating_range[1]:g}, mean {found['mean']:.4f}, "
+        f"standard deviation {found['std']:.4f}",
+        "grid": f"{blocks.shape.rows} × {blocks.shape.cols} blocks, tiles of {' × '.join(map(str, blocks.layout.tile_shape))}",
+        "per block": f"{per_block.min():,} ratings at least, {np.median(per_block):,.0f} in the median, "
+        f"{per_block.max():,} at most",
+        "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {codes}",
+        "seed": str(blocks.settings["seed"]),
+    }
+    return found, _in_words(f"Blocks in {blocks.path}", lines)
+
+
+def _describe_model(mf: MatrixFactorization, path: str) -> tuple[dict[str, Any], str]:
+    model, history = mf.model_, mf.history_
+    found = {
+        "kind": "model",
+        "path": path,
+        "n_users": len(model.users.ids),
+        "n_items": len(model.items.ids),
+        "n_ratings": int(model.users.counts.sum()),
+        "user_id_type": str(model.users.ids.type),
+        "item_id_type": str(model.items.ids.type),
+        "global_bias": model.global_bias,
+        "rating_range": list(model.rating_range),
+        "hyperparameters": mf.hyperparameters,
+        "epochs": len(history),
+        "stopped": history.stopped,
+        "train_rmse": history.train_rmse,
+        "holdout_rmse": history.holdout_rmse,
+    }
+    lines = {
+        "users": f"{found['n_users']:,} ({found['user_id_type']})",
+        "items": f"{found['n_items']:,} ({found['item_id_type']})",
+        "trained on": f"{found['n_ratings']:,} ratings from {model.rating_range[0]:g} to {model.rating_range[1]:g}, "
+        f"mean {model.global_bias:.4f}",
+        "training": history.summary(),
+        **{name: f"{value}" for name, value in mf.hyperparameters.items()},
+    }
+    return found, _in_words(f"Model in {path}", lines)
+
+
+def _in_words(title: str, lines: dict[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])

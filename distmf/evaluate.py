@@ -1,0 +1,74 @@
+"""A model and ratings that it has not seen -> its errors on them, in one pass, in bounded memory."""
+
+import logging
+import math
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from distmf.factorization import MatrixFactorization
+from distmf.progress import Progress
+from distmf.ratings import Columns, open_ratings, read_piece
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation(TypedDict):
+    """Errors of predictions, in units of the ratings: their root mean square and their mean size, and over how many."""
+
+    rmse: float
+    mae: float
+    n: int
+    n_unseen: int
+
+
+def evaluate(
+    mf: MatrixFactorization,
+    source: str | Path,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    rating: str = "rating",
+    clip: bool = True,
+) -> Evaluation:
+    """Compare predictions with ratings that the model has not been trained on.
+
+    Parameters
+    ----------
+    mf : MatrixFactorization
+        A trained model.
+    source : str or Path
+        Parquet: a file, a folder, a glob or an fsspec URL.
+    user, item, rating : str
+        Names of the columns.
+    clip : bool
+        Whether to clip predictions to the range of the ratings that were trained on.
+
+    Returns
+    -------
+    dict
+        `rmse` and `mae` over all `n` ratings. `n_unseen` of them have a user or an item that was not trained on; they
+        count too, with what is known: the mean, and the bias of the other.
+
+    Raises
+    ------
+    NotFittedError
+        Before training.
+    RatingsError
+        If the ratings do not hold what they should, or ids are of another type than those trained on.
+    """
+    model = mf.model_
+    ratings = open_ratings(source, Columns(user, item, rating))
+    progress = Progress(logger, "evaluating", ratings.n_rows)
+    squared, absolute, n, n_unseen = 0.0, 0.0, 0, 0
+    for piece in ratings.pieces:
+        for batch in read_piece(ratings, piece):
+            predicted, is_unseen = model.predict(batch.user, batch.item, clip=clip)
+            errors = batch.rating.astype(np.float64) - predicted
+            squared += float(np.square(errors).sum())
+            absolute += float(np.abs(errors).sum())
+            n += len(errors)
+            n_unseen += int(is_unseen.sum())
+            progress.advance(len(errors))
+    return {"rmse": math.sqrt(squared / n), "mae": absolute / n, "n": n, "n_unseen": n_unseen}
