@@ -214,6 +214,8 @@ def measure(training: Training, block: BlockKey, rows: Side, cols: Side) -> Cost
 
 
 def _measure(training: Training, block: BlockKey, part: Part, rows: Side, cols: Side) -> float:
+    if part == "holdout" and not training.blocks.entries[block].n_holdout:
+        return 0.0
     ratings = training.blocks.read(block, part)
     return kernel.measure_block(ratings, rows.factors, cols.factors, rows.biases, cols.biases, training.hyper)
 

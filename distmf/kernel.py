@@ -189,7 +189,7 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 @functools.lru_cache
 def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., float]:
     """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
-    step = _step(n_floats, training=training)
+    step, prefetch = _step(n_floats, training=training), _prefetch(n_floats)
     row_bytes = np.uint64(4 * n_floats)
 
     @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
@@ -214,6 +214,9 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
                 for _ in range(n):
                     t = begin + position
                     position = _advance(position, stride, n)
+                    ahead = begin + position
+                    prefetch(P + (first_row + np.uint64(rows[ahead])) * row_bytes)
+                    prefetch(Q + (first_col + np.uint64(cols[ahead])) * row_bytes)
                     u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
                     if coded:
                         centred = table[values[t]]
@@ -222,15 +225,48 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
                     bias_u, bias_i = b_u[u], b_i[i]
                     residual = centred - bias_u - bias_i
                     error = step(P + u * row_bytes, Q + i * row_bytes, residual, step_size, decay)
-                    squared += np.float64(error) * np.float64(error)
+                    squared = _fma(np.float64(error), np.float64(error), squared)
                     if training:
-                        b_u[u] = bias_u * bias_decay + step_size * error
-                        b_i[i] = bias_i * bias_decay + step_size * error
+                        gain = step_size * error
+                        b_u[u] = _fma(bias_u, bias_decay, gain)
+                        b_i[i] = _fma(bias_i, bias_decay, gain)
                 tile_col = _advance(tile_col, col_stride, n_tile_cols)
             tile_row = _advance(tile_row, row_stride, n_tile_rows)
         return squared
 
     return run  # type: ignore[no-any-return]
+
+
+@intrinsic
+def _fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]
+    """Return a * b + c, rounded once, in one instruction."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fma(*arguments)
+
+    return a(a, a, a), codegen
+
+
+def _prefetch(n_floats: int) -> Any:
+    """Return the intrinsic that asks for the cache lines of a row ahead of time."""
+
+    @intrinsic
+    def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+            name = "llvm.prefetch.p0"
+            function = builder.module.globals.get(name) or ir.Function(
+                builder.module, ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32]), name
+            )
+            # For reading, into the nearest cache, data and not instructions.
+            hints = [ir.Constant(int32, hint) for hint in (0, 3, 1)]
+            for line in range(n_floats // LANES):
+                place = builder.add(arguments[0], ir.Constant(int64, 4 * LANES * line))
+                builder.call(function, [builder.inttoptr(place, pointer), *hints])
+
+        return types.void(types.uintp), codegen
+
+    return prefetch
 
 
 @nb.njit(nogil=True)
@@ -296,7 +332,7 @@ def _step(n_floats: int, *, training: bool) -> Any:
 
             p_pointers, q_pointers = pointers(p_address), pointers(q_address)
             p, q = [load(x) for x in p_pointers], [load(x) for x in q_pointers]
-            terms = [builder.fmul(a, b, flags=_FLAGS) for a, b in zip(p, q, strict=True)]
+            terms = [builder.fmul(builder.fneg(a), b, flags=_FLAGS) for a, b in zip(p, q, strict=True)]
             while len(terms) > 1:  # a tree: short chains of dependent additions
                 rest = terms[len(terms) // 2 * 2 :]
                 terms = [builder.fadd(a, b, flags=_FLAGS) for a, b in zip(terms[::2], terms[1::2], strict=False)] + rest
@@ -304,8 +340,7 @@ def _step(n_floats: int, *, training: bool) -> Any:
             reduce = builder.module.globals.get(name) or ir.Function(
                 builder.module, ir.FunctionType(float32, [float32, vector]), name
             )
-            dot = builder.call(reduce, [ir.Constant(float32, 0.0), *terms], fastmath=_FLAGS)
-            error = builder.fsub(residual, dot)
+            error = builder.call(reduce, [residual, *terms], fastmath=_FLAGS)
             if training:
                 gain, decay = splat(builder.fmul(step_size, error)), splat(decay)
                 for a, b, to_p, to_q in zip(p, q, p_pointers, q_pointers, strict=True):

@@ -110,11 +110,11 @@ class Folder(NamedTuple):
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file whole."""
+        # In this thread alone: a thread of Arrow's that still holds a Python object when the interpreter ends aborts it.
         try:
-            with self.fs.open(self.child(name), "rb") as file:
-                return pq.read_table(file, columns=columns)
-        except (FileNotFoundError, pa.ArrowException) as err:
-            raise StoreError(f"{self}: cannot read {name}: {err}; restore it or make the folder again") from err
+            return pq.ParquetFile(pa.BufferReader(self.read(name))).read(columns, use_threads=False)
+        except pa.ArrowException as err:
+            raise StoreError(f"{self}: {name} is damaged: {err}; restore it or make the folder again") from err
 
     def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
         """Write a dictionary as JSON; the last file of a folder."""
