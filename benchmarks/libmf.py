@@ -1,7 +1,8 @@
 """distmf beside LIBMF: updates per second, what two threads gain, and the error reached, on planted ratings.
 
 LIBMF has no biases; distmf trains them as well. LIBMF must be built for this CPU, its default build is several times
-slower (which of the two variables counts depends on the version of setuptools, and pip would reuse a wheel built without):
+slower (which of the two variables counts depends on the version of setuptools, and pip would reuse a wheel built
+without):
 
     export CFLAGS="-O3 -march=native -DUSEAVX" CXXFLAGS="-O3 -march=native -DUSEAVX"
     pip install --no-cache-dir --no-binary libmf libmf

@@ -1,6 +1,6 @@
 """Biased matrix factorization on ratings that do not fit in memory, on a laptop's cores or a Dask cluster."""
 
-from distmf import clock  # isort: skip (before all that takes time)
+import distmf.clock  # noqa: F401  # isort: skip (before all that takes time)
 
 from importlib.metadata import version
 

@@ -1,7 +1,7 @@
 """Ratings -> the grid of blocks on disk, in two passes over the input.
 
-1. *Count*: ids, their numbers of ratings and the distinct ratings of every piece of the input, merged pairwise. They give
-   the numbering, the cut points and the layout.
+1. *Count*: ids, their numbers of ratings and the distinct ratings of every piece of the input, merged in groups. They
+   give the numbering, the cut points and the layout.
 2. *Scatter, then merge*: every piece becomes a run, sorted by block; then every row block is put together from its
    stretches of all runs, sorted by tile, row, column and rating.
 
@@ -11,7 +11,7 @@ hashes, and the sort decides all ties.
 
 import logging
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from dask._task_spec import Task, TaskRef
+from dask.typing import Key
 
 from distmf.blocks import MANIFEST, BlockEntry, Blocks, Layout, open_blocks, row_file
 from distmf.engine import ThreadEngine
@@ -167,7 +168,7 @@ def block_ratings(
         )
         shape = grid or choose_shape(len(ids.users), len(ids.items), counts.n_ratings, rank, budget)
         layout = _layout(counts, settings, Shape(*shape))
-        graph: dict[Hashable, Any] = {
+        graph: dict[Key, Any] = {
             ("scatter", n): Task(("scatter", n), _scatter, ratings, piece, settings, layout, ids, folder, n)
             for n, piece in enumerate(ratings.pieces)
         }
@@ -178,7 +179,7 @@ def block_ratings(
 
 
 def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: str, seed: int) -> Blocks:
-    """Block the set entries of a dense matrix; its row and column indices are the ids, and every one of them has a number.
+    """Block the set entries of a dense matrix; all of its row and column indices are ids, set entries or not.
 
     Parameters
     ----------
@@ -197,22 +198,15 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
         )
     settings = Settings(seed, 0.0, "keep")
-    maps, id_counts = [], []
-    for side_salt, numbers, n in (
-        (settings.user_salt, rows, matrix.shape[0]),
-        (settings.item_salt, cols, matrix.shape[1]),
-    ):
-        ids = pa.array(np.arange(n))
-        hashes = hash_ids(ids, side_salt)
-        order = np.argsort(hashes)
-        id_counts.append(IdCounts(hashes[order], np.bincount(numbers, minlength=n)[order], None))
-        maps.append(IdMap.of_counts(id_counts[-1], ids.type, side_salt))
-    distinct = np.unique(values)
-    counts = Counts(*id_counts, distinct[:0], (float(distinct[0]), float(distinct[-1])), len(values))
+    users = IdCounts.of_range(rows, matrix.shape[0], settings.user_salt)
+    items = IdCounts.of_range(cols, matrix.shape[1], settings.item_salt)
+    counts = Counts(users, items, values[:0], (float(values.min()), float(values.max())), len(values))
+    ids = Ids(
+        IdMap.of_counts(users, pa.int64(), settings.user_salt), IdMap.of_counts(items, pa.int64(), settings.item_salt)
+    )
     layout = _layout(counts, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, MANIFEST) as folder, ThreadEngine(1) as engine:
-        ids = Ids(*maps)
         run, data = _sort_into_run(batch, settings, layout, ids, "runs/0", 0)
         folder.write(run.name, data)
         _merge(engine, folder, settings, layout, counts, [run], ids)
@@ -220,7 +214,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
 
 
 def _count(engine: ThreadEngine, ratings: Ratings, settings: Settings) -> Counts:
-    graph: dict[Hashable, Any] = {
+    graph: dict[Key, Any] = {
         ("count", 0, n): Task(("count", 0, n), _count_piece, ratings, piece, settings)
         for n, piece in enumerate(ratings.pieces)
     }
@@ -330,7 +324,7 @@ def _merge(
     engine: ThreadEngine, folder: Folder, settings: Settings, layout: Layout, counts: Counts, runs: list[Run], ids: Ids
 ) -> None:
     """Put the row blocks together from their stretches of all runs and write the manifest."""
-    graph: dict[Hashable, Any] = {
+    graph: dict[Key, Any] = {
         ("merge", row): Task(("merge", row), _merge_row_block, row, runs, layout, settings, folder)
         for row in range(layout.shape.rows)
     }
@@ -368,12 +362,12 @@ def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Se
             train, held_out = (
                 sort_part(np.concatenate(stretches[2 * col + n]), key, layout, settings.duplicates) for n in range(2)
             )
-            data = train.data + held_out.data
-            file.write(data)
+            block = train.data + held_out.data
+            file.write(block)
             entries[key] = BlockEntry(
-                offset, len(data), zlib.crc32(data), train.moments.n, held_out.moments.n, train.moments
+                offset, len(block), zlib.crc32(block), train.moments.n, held_out.moments.n, train.moments
             )
-            offset += len(data)
+            offset += len(block)
             n_duplicates += train.n_duplicates + held_out.n_duplicates
             duplicate = duplicate or train.duplicate or held_out.duplicate
     return RowBlock(entries, n_duplicates, duplicate)

@@ -4,9 +4,9 @@
     users.parquet, items.parquet  raw id and number of ratings, by row and by column number
     rows/00000.bin                the blocks of row block 0, side by side
 
-A block is four plain arrays for the ratings to train on and the same four for those held out: ratings per tile (uint32),
-row within the tile, column within the tile, value; each is filled up to whole words of 8 bytes. They need no decoding:
-the kernel reads them as they are.
+A block is four plain arrays for the ratings to train on and the same four for those held out: ratings per tile
+(uint32), row within the tile, column within the tile, value; each is filled up to whole words of 8 bytes. They need no
+decoding: the kernel reads them as they are.
 """
 
 import math
@@ -40,7 +40,7 @@ class Moments(NamedTuple):
 
     References
     ----------
-    .. [1] T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician, 1983.
+    .. [1] T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", American Statistician, 1983.
     """
 
     n: int
@@ -229,7 +229,7 @@ class Blocks:
 
     def save_manifest(self) -> None:
         """Write the manifest: from then on the folder can be opened."""
-        entries = [[*key, *entry[:-1], *entry.moments] for key, entry in self.entries.items()]
+        entries = [[*key, entry] for key, entry in self.entries.items()]
         self.folder.write_manifest(
             MANIFEST,
             {
@@ -276,7 +276,9 @@ def open_blocks(path: str | Path) -> Blocks:
             tuple(manifest["tile_shape"]),
             tuple(manifest["table"]),
         )
-        entries = {BlockKey(*row[:2]): BlockEntry(*row[2:7], Moments(*row[7:])) for row in manifest["blocks"]}
+        entries = {
+            BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])]) for row, col, entry in manifest["blocks"]
+        }
         return Blocks(folder, layout, entries, tuple(manifest["rating_range"]), manifest["settings"])
     except (KeyError, TypeError) as err:
         raise StoreError(f"{folder}: {MANIFEST} is damaged: {err!r}; block the ratings again") from err

@@ -11,8 +11,8 @@ Value = TypeVar("Value")
 class ByteCache(Generic[Value]):
     """Keep values up to a number of bytes; the one that was not asked for the longest goes first.
 
-    Safe to use from several threads: `load` runs outside the lock, so two threads that miss the same key at once may both
-    load it, and get equal values.
+    Safe to use from several threads: `load` runs outside the lock, so two threads that miss the same key at once may
+    both load it, and get equal values.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ USERS_AT_ONCE = 10_000
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """An amount of memory."""
 
     name = "SIZE"
@@ -47,7 +47,7 @@ class Size(click.ParamType):
             self.fail(str(err), param, ctx)
 
 
-class Grid(click.ParamType):
+class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """Numbers of row blocks and column blocks."""
 
     name = "RxC"
@@ -60,7 +60,7 @@ class Grid(click.ParamType):
         return int(rows), int(cols)
 
 
-class StepSize(click.ParamType):
+class StepSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A positive number, or auto."""
 
     name = "FLOAT|auto"
@@ -169,7 +169,10 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
 @threads_option
 @output_options
 def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Block RATINGS (Parquet: a file, a folder, a glob or a URL) once into the folder BLOCKS, to train on many times."""
+    """Block ratings once, to train on them many times.
+
+    RATINGS is Parquet: a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of one.
+    """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         block_ratings(ratings, blocks, **_given(given))
         report(*describe(blocks))

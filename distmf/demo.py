@@ -35,9 +35,7 @@ def run_demo(seed: int, threads: int | None, say: Callable[[str], None]) -> tupl
     """
     with tempfile.TemporaryDirectory(prefix="distmf-demo-") as name:
         folder = Path(name)
-        say(
-            f"1. Make {N_RATINGS:,} ratings by {N_USERS:,} users of {N_ITEMS:,} items: a mean, biases, and factors of rank"
-        )
+        say(f"1. Make {N_RATINGS:,} ratings by {N_USERS:,} users of {N_ITEMS:,} items: mean, biases, factors of rank")
         say(f"   {RANK}, plus noise. Keep one in {1 / TEST_SHARE:.0f} as a test.")
         planted = planted_ratings(folder / "ratings", N_RATINGS, N_USERS, N_ITEMS, rank=RANK, seed=seed)
         _split(folder, seed)
@@ -66,7 +64,9 @@ def run_demo(seed: int, threads: int | None, say: Callable[[str], None]) -> tupl
         "epochs": len(mf.history_),
         "stopped": mf.history_.stopped,
     }
-    text = f"The noise alone has an RMSE of {planted.noise_floor}: the test error is {ratio:.3f} times the best possible one."
+    text = (
+        f"The noise alone has an RMSE of {planted.noise_floor}: the test error is {ratio:.3f} times the best possible."
+    )
     return found, text
 
 

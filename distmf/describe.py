@@ -64,14 +64,15 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
     }
     codes = f"codes for {len(blocks.layout.table)} distinct values" if blocks.layout.table else "float32"
     repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
+    tile_rows, tile_cols = blocks.layout.tile_shape
     lines = {
         "users": f"{blocks.n_users:,} ({ids['user']})",
         "items": f"{blocks.n_items:,} ({ids['item']})",
-        "ratings": f"{blocks.n_ratings:,} to train on, {blocks.n_holdout:,} held out ({blocks.settings['holdout']:.3g})",
+        "ratings": f"{blocks.n_ratings:,} to train on, {blocks.n_holdout:,} held out",
         "duplicates": repeated,
         "values": f"{blocks.rating_range[0]:g} to {blocks.rating_range[1]:g}, mean {found['mean']:.4f}, "
         f"standard deviation {found['std']:.4f}",
-        "grid": f"{blocks.shape.rows} × {blocks.shape.cols} blocks, tiles of {' × '.join(map(str, blocks.layout.tile_shape))}",
+        "grid": f"{blocks.shape.rows} × {blocks.shape.cols} blocks, in tiles of {tile_rows} × {tile_cols}",
         "per block": f"{per_block.min():,} ratings at least, {np.median(per_block):,.0f} in the median, "
         f"{per_block.max():,} at most",
         "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {codes}",

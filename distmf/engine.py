@@ -1,13 +1,14 @@
 """Runs a Dask graph: here, on the threads of this process."""
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import dask.threaded
 from dask.callbacks import Callback
+from dask.typing import Key
 
 
 class ThreadEngine:
@@ -35,8 +36,8 @@ class ThreadEngine:
 
     def run(
         self,
-        graph: Mapping[Hashable, Any],
-        keys: Sequence[Hashable],
+        graph: Mapping[Key, Any],
+        keys: Sequence[Key],
         on_done: Callable[[Any, Any], None] | None = None,
     ) -> list[Any]:
         """Compute `keys` of a graph.
@@ -60,5 +61,5 @@ class ThreadEngine:
             if on_done is not None:
                 on_done(key, value)
 
-        with Callback(posttask=posttask):
+        with Callback(posttask=posttask):  # type: ignore[no-untyped-call]
             return list(dask.threaded.get(graph, list(keys), pool=self._pool, num_workers=self.threads))

@@ -5,7 +5,7 @@ DistMFError
 ├── MemoryBudgetError   (ValueError)       a task would not fit; raised before any task is sent
 ├── DivergedError       (ArithmeticError)  no step size keeps the cost finite
 ├── NotFittedError      (ValueError)       a model is asked for what only training gives
-└── StoreError          (OSError)          a block, checkpoint or model on disk is missing, damaged or of another version
+└── StoreError          (OSError)          something on disk is missing, damaged or of another version
 """
 
 

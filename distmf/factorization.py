@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distmf import graph
 from distmf.blocking import block_matrix, block_ratings
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.engine import ThreadEngine
@@ -41,7 +42,7 @@ def always(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def not_nan(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which values are set, where NaN marks the unset ones: the default."""
-    return ~np.isnan(values)
+    return np.asarray(~np.isnan(values))
 
 
 class MatrixFactorization:
@@ -91,7 +92,7 @@ class MatrixFactorization:
     ----------
     .. [1] R. Gemulla, E. Nijkamp, P. Haas, Y. Sismanis, "Large-Scale Matrix Factorization with Distributed Stochastic
        Gradient Descent", KDD 2011.
-    .. [2] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer, 2009.
+    .. [2] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer, 2009.
 
     Examples
     --------
@@ -142,8 +143,8 @@ class MatrixFactorization:
         Parameters
         ----------
         ratings : Blocks, str, Path or array of shape (n_users, n_items)
-            Blocks, or the path of blocks; or the path of raw ratings, which are blocked in a temporary folder first; or a
-            dense matrix, whose row and column indices are the ids.
+            Blocks, or the path of blocks; or the path of raw ratings, which are blocked in a temporary folder first; or
+            a dense matrix, whose row and column indices are the ids.
         is_set : callable
             For a matrix: takes an array of values and returns which are set, as `not_nan` (the default), `non_negative`
             or `always`.
@@ -329,7 +330,7 @@ class MatrixFactorization:
         return self.model_.predict(user_ids, item_ids)[1]
 
     def reconstruct(self, *, clip: bool = True) -> Float32:
-        """Return the prediction of every user and item, dense; float32, shape (n_users, n_items). For the small case."""
+        """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""
         return self.model_.scores(np.arange(len(self.user_factors_)), clip=clip)
 
     def recommend(self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None) -> Recommendations:
@@ -347,8 +348,8 @@ class MatrixFactorization:
         Returns
         -------
         Recommendations
-            `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items are
-            left, the scores end in -inf.
+            `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items
+            are left, the scores end in -inf.
         """
         if n < 1:
             raise ValueError(f"n is {n}; at least 1 item can be recommended")
@@ -388,24 +389,19 @@ def load(path: str | Path) -> MatrixFactorization:
 
 def _assemble(trainer: Trainer, history: History) -> Model:
     """Return the model of the trainer's state, in units of the ratings and by ascending id."""
-    blocks, scale = trainer.training.blocks, trainer.training.hyper.scale
-    cuts = blocks.layout.row_cuts, blocks.layout.col_cuts
-    parts = [visited.rows for visited in trainer.state.rows], [column.side for column in trainer.state.cols]
-    names: tuple[Literal["user", "item"], ...] = "user", "item"
-    sides = []
-    for name, side_cuts, blocks_of_side in zip(names, cuts, parts, strict=True):
-        table = blocks.ids(name)
-        order = pc.sort_indices(table["id"])
-        position = np.empty(len(table), dtype=np.int64)
-        position[order.to_numpy()] = np.arange(len(table))
-        factors = np.empty((len(table), trainer.training.rank), dtype=np.float32)
-        biases = np.empty(len(table), dtype=np.float32)
-        for begin, end, part in zip(side_cuts, side_cuts[1:], blocks_of_side, strict=False):
-            factors[position[begin:end]] = part.factors[:, : trainer.training.rank] * np.float32(math.sqrt(scale))
-            biases[position[begin:end]] = part.biases * np.float32(scale)
-        ids, counts = table["id"].take(order).combine_chunks(), table["count"].take(order).to_numpy()
-        sides.append(Side(ids, factors, biases, counts))
-    return Model(*sides, trainer.training.hyper.mean, blocks.rating_range, history)
+    training, state = trainer.training, trainer.state
+    users = _assemble_side(training, "user", [visited.rows for visited in state.rows])
+    items = _assemble_side(training, "item", [column.side for column in state.cols])
+    return Model(users, items, training.hyper.mean, training.blocks.rating_range, history)
+
+
+def _assemble_side(training: Training, name: Literal["user", "item"], parts: list[graph.Side]) -> Side:
+    table, scale = training.blocks.ids(name), training.hyper.scale
+    order = pc.sort_indices(table["id"]).to_numpy()
+    factors = np.concatenate([part.factors[:, : training.rank] for part in parts])[order] * np.float32(math.sqrt(scale))
+    biases = np.concatenate([part.biases for part in parts])[order] * np.float32(scale)
+    ids = table["id"].take(pa.array(order)).combine_chunks()
+    return Side(ids, factors, biases, table["count"].to_numpy()[order])
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

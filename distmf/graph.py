@@ -11,13 +11,15 @@ The cost of an epoch rides with the column blocks and is added up when they have
 into the step size of the epoch after the next.
 """
 
+import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, Task, TaskRef
+from dask.typing import Key
 
 from distmf import kernel
 from distmf.blocks import PARTS, Blocks, Part
@@ -105,15 +107,15 @@ class State(NamedTuple):
 class Generation(NamedTuple):
     """A graph and the keys of its results; `rows`, `cols` and `step` are those of the next `State`."""
 
-    tasks: dict[Hashable, Any]
-    epochs: list[Hashable]
-    steps: list[Hashable]
-    rows: list[Hashable]
-    cols: list[Hashable]
+    tasks: dict[Key, Any]
+    epochs: list[Key]
+    steps: list[Key]
+    rows: list[Key]
+    cols: list[Key]
 
 
 def first_state(training: Training) -> State:
-    """Return the state before the first epoch: small random factors, zero where there is nothing to train on; no biases."""
+    """Return the state before the first epoch: small random factors, or zero without ratings to train on; no biases."""
     layout = training.blocks.layout
     rows = tuple(Visited(side, None) for side in _first_sides(training, "user", layout.row_cuts))
     cols = tuple(Column(side, Cost(0.0, 0.0)) for side in _first_sides(training, "item", layout.col_cuts))
@@ -122,7 +124,7 @@ def first_state(training: Training) -> State:
 
 def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequence[int]) -> Iterator[Side]:
     counts = training.blocks.ids(name)["count"].to_numpy()
-    for n, (begin, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for n, (begin, end) in enumerate(itertools.pairwise(cuts)):
         rng = np.random.default_rng([training.seed, name == "item", n])
         factors = kernel.aligned_empty(end - begin, kernel.padded_rank(training.rank))
         factors[:, training.rank :] = 0
@@ -137,15 +139,15 @@ def build_generation(training: Training, state: State, n_epochs: int, token: str
 
     Keys are unique to `token` and readable: ``("sgd-<token>", epoch, subepoch, row)``.
     """
-    tasks: dict[Hashable, Any] = {}
+    tasks: dict[Key, Any] = {}
 
     def put(name: str, *where: int, call: Any, args: Sequence[Any]) -> TaskRef:
-        key = (f"{name}-{token}", *where)
+        key: Key = (f"{name}-{token}", *where)
         tasks[key] = Task(key, call, *args)
         return TaskRef(key)
 
     def keep(name: str, *where: int, value: Any) -> TaskRef:
-        key = (f"{name}-{token}", *where)
+        key: Key = (f"{name}-{token}", *where)
         tasks[key] = DataNode(key, value)
         return TaskRef(key)
 
@@ -188,7 +190,7 @@ def column_of(visited: Visited) -> Column:
 
 
 def total_cost(training: Training, *columns: Column) -> Cost:
-    """Return the means of the squared errors seen on the way through an epoch, in units of the ratings' scale squared."""
+    """Return the means of the squared errors seen on the way through an epoch."""
     return mean_cost(training, *[column.cost for column in columns])
 
 
@@ -197,9 +199,9 @@ def next_step(step: StepState, cost: Cost | None, training: Training) -> StepSta
     return training.rule.next(step, None if cost is None else cost.train)
 
 
-def build_measurement(training: Training, state: State, token: str) -> tuple[dict[Hashable, Any], Hashable]:
+def build_measurement(training: Training, state: State, token: str) -> tuple[dict[Key, Any], Key]:
     """Return the graph, and the key of its result, that computes the exact cost at fixed factors."""
-    tasks: dict[Hashable, Any] = {}
+    tasks: dict[Key, Any] = {}
     for block in sorted(training.blocks.entries):
         key = (f"measure-{token}", *block)
         tasks[key] = Task(key, measure, training, block, state.rows[block.row].rows, state.cols[block.col].side)

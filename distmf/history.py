@@ -35,14 +35,15 @@ class History(Sequence[Epoch]):
     epochs : tuple of Epoch
         Those that count; epochs that were rolled back are not among them.
     stopped : str
-        Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "epochs" (all
-        were done), "early" (the holdout turned up), "interrupted".
+        Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "epochs"
+        (all were done), "early" (the holdout turned up), "interrupted".
     train_rmse, holdout_rmse : float or None
         Exact, at the final factors, in units of the ratings.
     rollbacks : int
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
     ratings_per_second : float or None
-        Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal files.
+        Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal
+        files.
     """
 
     epochs: tuple[Epoch, ...]

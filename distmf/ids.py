@@ -39,7 +39,7 @@ def unmix(x: Hashes) -> Hashes:
     """Return the inverse of `mix`."""
     x = (x ^ (x >> np.uint64(31)) ^ (x >> np.uint64(62))) * _INVERSES[1]
     x = (x ^ (x >> np.uint64(27)) ^ (x >> np.uint64(54))) * _INVERSES[0]
-    return x ^ (x >> np.uint64(30)) ^ (x >> np.uint64(60))
+    return np.asarray(x ^ (x >> np.uint64(30)) ^ (x >> np.uint64(60)))
 
 
 def salt(seed: int, purpose: str) -> np.uint64:
@@ -63,14 +63,15 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
     uint64, shape (n,)
     """
     if pa.types.is_integer(ids.type):
-        return mix(ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) ^ salt)
+        numbers: Hashes = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
+        return mix(numbers ^ salt)
     _, offsets, data = ids.buffers()
     offsets = np.frombuffer(offsets, dtype=np.int64, count=len(ids) + 1, offset=8 * ids.offset)
-    return _hash_strings(offsets, np.frombuffer(data or b"", dtype=np.uint8), salt)  # type: ignore[no-any-return]
+    return np.asarray(_hash_strings(offsets, np.frombuffer(data or b"", dtype=np.uint8), salt))
 
 
 @nb.njit(nogil=True)
-def _hash_strings(offsets, data, salt):  # type: ignore[no-untyped-def]
+def _hash_strings(offsets, data, salt):
     hashes = np.empty(len(offsets) - 1, dtype=np.uint64)
     for n in range(len(hashes)):
         begin, end = offsets[n], offsets[n + 1]
@@ -119,6 +120,13 @@ class IdCounts(NamedTuple):
         return cls(distinct[order], counts[order], names)
 
     @classmethod
+    def of_range(cls, ids: Numbers, n: int, salt: np.uint64) -> Self:
+        """Count ids from 0 to n - 1, those that do not occur included; all are to train on."""
+        hashes = hash_ids(pa.array(np.arange(n)), salt)
+        order = np.argsort(hashes)
+        return cls(hashes[order], np.bincount(ids, minlength=n)[order], None)
+
+    @classmethod
     def merge(cls, parts: Sequence[Self]) -> Self:
         """Add the counts of several parts; the result does not depend on their order."""
         hashes = np.concatenate([part.hashes for part in parts])
@@ -136,8 +144,8 @@ class IdCounts(NamedTuple):
 
 
 @nb.njit(nogil=True)
-def _tally(hashes, is_train):  # type: ignore[no-untyped-def]
-    """Return the distinct hashes, in no order, and how many ratings to train on each has: a hash table, linear probing."""
+def _tally(hashes, is_train):
+    """Return the distinct hashes, in no order, and the ratings to train on of each: a hash table, linear probing."""
     bits, n = 12, 0
     slots, counts = np.zeros(1 << bits, dtype=np.uint64), np.full(1 << bits, -1, dtype=np.int64)
     for t in range(len(hashes)):
@@ -194,7 +202,7 @@ class IdMap:
 
     @classmethod
     def of_counts(cls, counts: IdCounts, id_type: pa.DataType, salt: np.uint64) -> Self:
-        """Number the ids that were counted."""
+        """Return the numbering of the ids that were counted."""
         if counts.ids is not None:
             return cls(counts.ids, salt)
         numbers = (unmix(counts.hashes) ^ salt).view(np.int64)
@@ -216,7 +224,7 @@ class IdMap:
 
 
 @nb.njit(nogil=True)
-def _search(ascending, starts, hashes):  # type: ignore[no-untyped-def]
+def _search(ascending, starts, hashes):
     """Return where each hash stands in `ascending`, -1 if nowhere; `starts` gives the first by its leading bits."""
     shift = np.uint64(64)
     buckets = len(starts) - 1

@@ -1,12 +1,12 @@
 """One block of ratings, its row factors and its column factors -> updated factors and the block's cost.
 
 This is the only compiled part of training. It knows nothing of files, grids or Dask. A pass visits the tiles of a block
-row of tiles by row of tiles, and the ratings of a tile, in an order that `seed` draws anew: strides that are coprime with
-the number of things to visit, so that an order costs no memory and no time.
+row of tiles by row of tiles, and the ratings of a tile, in an order that `seed` draws anew: strides that are coprime
+with the number of things to visit, so that an order costs no memory and no time.
 
 One rating is one step of LLVM vectors over the padded rank, emitted by an intrinsic, because numba cannot prove that a
-row of P and a row of Q do not overlap and so leaves plain loops over them scalar. `reassoc` and `contract` are all that the
-vector code needs; flags that assume NaN away would hide divergence.
+row of P and a row of Q do not overlap and so leaves plain loops over them scalar. `reassoc` and `contract` are all that
+the vector code needs; flags that assume NaN away would hide divergence.
 """
 
 import functools
@@ -142,7 +142,7 @@ def train_block(
 
     References
     ----------
-    .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer, 2009.
+    .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer, 2009.
     """
     run = _compiled(P.shape[1], len(ratings.table) > 0, training=True)
     return _call(run, ratings, P, Q, b_u, b_i, hyper, step_size, seed)
@@ -193,7 +193,7 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
     row_bytes = np.uint64(4 * n_floats)
 
     @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
-    def run(  # type: ignore[no-untyped-def]
+    def run(
         offsets, rows, cols, values, table, tiles, P, Q, b_u, b_i, mean, inverse_scale, step_size, reg, bias_reg, seed
     ):
         n_tile_cols = np.uint64(tiles.n_cols)
@@ -218,10 +218,7 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
                     prefetch(P + (first_row + np.uint64(rows[ahead])) * row_bytes)
                     prefetch(Q + (first_col + np.uint64(cols[ahead])) * row_bytes)
                     u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
-                    if coded:
-                        centred = table[values[t]]
-                    else:
-                        centred = (values[t] - mean) * inverse_scale
+                    centred = table[values[t]] if coded else (values[t] - mean) * inverse_scale
                     bias_u, bias_i = b_u[u], b_i[i]
                     residual = centred - bias_u - bias_i
                     error = step(P + u * row_bytes, Q + i * row_bytes, residual, step_size, decay)
@@ -234,14 +231,14 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
             tile_row = _advance(tile_row, row_stride, n_tile_rows)
         return squared
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 @intrinsic
-def _fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]
+def _fma(typing_context, a, b, c):
     """Return a * b + c, rounded once, in one instruction."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         return builder.fma(*arguments)
 
     return a(a, a, a), codegen
@@ -251,8 +248,8 @@ def _prefetch(n_floats: int) -> Any:
     """Return the intrinsic that asks for the cache lines of a row ahead of time."""
 
     @intrinsic
-    def prefetch(typing_context, address):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def prefetch(typing_context, address):
+        def codegen(context, builder, signature, arguments):
             int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
             name = "llvm.prefetch.p0"
             function = builder.module.globals.get(name) or ir.Function(
@@ -270,7 +267,7 @@ def _prefetch(n_floats: int) -> Any:
 
 
 @nb.njit(nogil=True)
-def _mix(x):  # type: ignore[no-untyped-def]
+def _mix(x):
     """Return the next draw after x: one step of splitmix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014)."""
     x = (x + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -279,7 +276,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True)
-def _visits(n, draw):  # type: ignore[no-untyped-def]
+def _visits(n, draw):
     """Return a stride that is coprime with n, not close to 0 or n, and a start: an order of n things."""
     if n < np.uint64(3):
         return np.uint64(1), np.uint64(0) if n == np.uint64(0) else draw % n
@@ -294,39 +291,39 @@ def _visits(n, draw):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True)
-def _advance(position, stride, n):  # type: ignore[no-untyped-def]
+def _advance(position, stride, n):
     position += stride
     return position - n if position >= n else position
 
 
 def _step(n_floats: int, *, training: bool) -> Any:
-    """Return the intrinsic of one rating: takes the addresses of p and q, returns the error, updates p and q in training."""
+    """Return the intrinsic of one rating: it takes the addresses of p and q, updates them, and returns the error."""
     vector = ir.VectorType(ir.FloatType(), LANES)
     n_vectors = n_floats // LANES
 
     @intrinsic
-    def step(typing_context, p_address, q_address, residual, step_size, decay):  # type: ignore[no-untyped-def]
+    def step(typing_context, p_address, q_address, residual, step_size, decay):
         signature = types.float32(types.uintp, types.uintp, types.float32, types.float32, types.float32)
 
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):
             p_address, q_address, residual, step_size, decay = arguments
             float32, int32, int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
-            def pointers(address):  # type: ignore[no-untyped-def]
+            def pointers(address):
                 offsets = [ir.Constant(int64, 4 * LANES * n) for n in range(n_vectors)]
                 return [builder.inttoptr(builder.add(address, offset), vector.as_pointer()) for offset in offsets]
 
-            def load(pointer):  # type: ignore[no-untyped-def]
+            def load(pointer):
                 value = builder.load(pointer)
                 value.align = 64
                 return value
 
-            def splat(value):  # type: ignore[no-untyped-def]
+            def splat(value):
                 undefined = ir.Constant(vector, ir.Undefined)
                 single = builder.insert_element(undefined, value, ir.Constant(int32, 0))
                 return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(int32, LANES), [0] * LANES))
 
-            def multiply_add(a, b, c, d):  # type: ignore[no-untyped-def]
+            def multiply_add(a, b, c, d):
                 products = builder.fmul(a, b, flags=_FLAGS), builder.fmul(c, d, flags=_FLAGS)
                 return builder.fadd(*products, flags=_FLAGS)
 

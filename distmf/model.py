@@ -205,11 +205,11 @@ class Model(NamedTuple):
         manifest = folder.read_manifest(MANIFEST, VERSION)
         try:
             settings = manifest["hyperparameters"]
-            sides = [
+            users, items = (
                 Side.from_table(folder.read_table(f"{side}.parquet"), settings["rank"]) for side in ("users", "items")
-            ]
+            )
             history = History.from_json(manifest["history"])
-            return cls(*sides, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
+            return cls(users, items, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
         except (KeyError, TypeError, ValueError, pa.ArrowException) as err:
             raise StoreError(f"{folder}: the model is damaged: {err!r}; save it again") from err
 

@@ -1,7 +1,7 @@
 """Any source of Parquet ratings -> checked batches of them. Knows nothing of numbers, grids or models.
 
-Every file is looked at before anything is read, and every batch is checked before it is handed on: whoever takes batches
-from here may rely on ids without nulls, of one type, and on ratings that are finite.
+Every file is looked at before anything is read, and every batch is checked before it is handed on: whoever takes
+batches from here may rely on ids without nulls, of one type, and on ratings that are finite.
 """
 
 import contextlib
@@ -103,16 +103,16 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
     Parameters
     ----------
     source : str or Path
-        A file, a folder (with the folders in it; names that begin with ``.`` or ``_`` are skipped), a glob, or an fsspec
-        URL of one of them.
+        A file, a folder (with the folders in it; names that begin with ``.`` or ``_`` are skipped), a glob, or an
+        fsspec URL of one of them.
     columns : Columns
         What to read.
 
     Raises
     ------
     RatingsError
-        If there is no file or no rating; a file is not Parquet or is truncated; a column is missing; an id is neither an
-        integer nor a string, or not of the type that it has in the other files; a rating is not a number.
+        If there is no file or no rating; a file is not Parquet or is truncated; a column is missing; an id is neither
+        an integer nor a string, or not of the type that it has in the other files; a rating is not a number.
     """
     if len(set(columns.names)) < len(columns.names):
         raise ValueError(f"the columns are {', '.join(columns.names)}; users, items and ratings need one each")
@@ -278,4 +278,4 @@ def _to_float32(column: pa.Array) -> npt.NDArray[np.float32]:
         column = pc.cast(column, pa.float64())
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused
         values = column.to_numpy(zero_copy_only=False).astype(np.float32)
-    return values + np.float32(0)  # one zero: -0.0 would be a rating of its own
+    return np.asarray(values + np.float32(0))  # one zero: -0.0 would be a rating of its own

@@ -29,8 +29,8 @@ def strata(shape: Shape, epoch: int, seed: int) -> list[list[BlockKey]]:
     ----------
     .. [1] R. Gemulla, E. Nijkamp, P. Haas, Y. Sismanis, "Large-Scale Matrix Factorization with Distributed Stochastic
        Gradient Descent", KDD 2011.
-    .. [2] F. Makari, C. Teflioudi, R. Gemulla, P. Haas, Y. Sismanis, "Shared-Memory and Shared-Nothing Stochastic Gradient
-       Descent Algorithms for Matrix Completion", KAIS 2013: random order without replacement.
+    .. [2] F. Makari, C. Teflioudi, R. Gemulla, P. Haas, Y. Sismanis, "Shared-Memory and Shared-Nothing Stochastic
+       Gradient Descent Algorithms for Matrix Completion", KAIS 2013: random order without replacement.
     """
     rng = np.random.default_rng([seed, epoch])
     size = max(shape)

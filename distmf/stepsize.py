@@ -42,8 +42,8 @@ class StepRule(NamedTuple):
     decay : float
         Factor from epoch to epoch.
     epochs : int or None
-        For the bold driver: it grows the step while the cost falls, cuts it when the cost rises, and lets all of it go to
-        zero in a straight line towards the end of so many epochs. None for a step that only decays.
+        For the bold driver: it grows the step while the cost falls, cuts it when the cost rises, and lets all of it go
+        to zero in a straight line towards the end of so many epochs. None for a step that only decays.
 
     References
     ----------

@@ -84,7 +84,7 @@ class Folder(NamedTuple):
         self.fs.rm(self.child(name), recursive=True)
 
     def read(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        """Return `length` bytes of a file from `start`, by default all; one that is missing or too short is an error."""
+        """Return `length` bytes of a file from `start`, by default all; fewer are an error, as is a missing file."""
         try:
             with self.fs.open(self.child(name), "rb") as file:
                 file.seek(start)
@@ -110,7 +110,7 @@ class Folder(NamedTuple):
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file whole."""
-        # In this thread alone: a thread of Arrow's that still holds a Python object when the interpreter ends aborts it.
+        # In this thread alone: a thread of Arrow's that holds a Python object when the interpreter ends aborts it.
         try:
             return pq.ParquetFile(pa.BufferReader(self.read(name))).read(columns, use_threads=False)
         except pa.ArrowException as err:

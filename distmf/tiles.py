@@ -50,18 +50,21 @@ def sort_part(records: npt.NDArray[Any], key: BlockKey, layout: Layout, duplicat
     place = ((row & _mask(row_bits)) << _u64(col_bits)) | (col & _mask(col_bits))
     cell = (tile << _u64(row_bits + col_bits)) | place
 
-    # Cell and position in one integer: a direct sort is many times faster than an indirect one.
     position_bits = len(records).bit_length()
-    assert (n_tile_rows * n_tile_cols) << (row_bits + col_bits + position_bits) <= 2**64, "the grid is fine enough"
-    packed = np.sort((cell << _u64(position_bits)) | np.arange(len(records), dtype=np.uint64))
-    cell, values = packed >> _u64(position_bits), records["value"][packed & _mask(position_bits)]
+    if (n_tile_rows * n_tile_cols) << (row_bits + col_bits + position_bits) <= 2**64:
+        # Cell and position in one integer: a direct sort is many times faster than an indirect one.
+        packed = np.sort((cell << _u64(position_bits)) | np.arange(len(records), dtype=np.uint64))
+        cell, values = packed >> _u64(position_bits), records["value"][packed & _mask(position_bits)]
+    else:
+        order = np.argsort(cell)
+        cell, values = cell[order], records["value"][order]
     repeats = np.flatnonzero(cell[1:] == cell[:-1])
     duplicate = None
     if len(repeats):
-        tile, place = divmod(int(cell[repeats[0]]), 1 << (row_bits + col_bits))
+        at_tile, at_place = divmod(int(cell[repeats[0]]), 1 << (row_bits + col_bits))
         duplicate = (
-            layout.row_cuts[key.row] + (tile // n_tile_cols << row_bits) + (place >> col_bits),
-            layout.col_cuts[key.col] + (tile % n_tile_cols << col_bits) + (place & ((1 << col_bits) - 1)),
+            layout.row_cuts[key.row] + (at_tile // n_tile_cols << row_bits) + (at_place >> col_bits),
+            layout.col_cuts[key.col] + (at_tile % n_tile_cols << col_bits) + (at_place & ((1 << col_bits) - 1)),
         )
         cell, values = _settle(cell, values, repeats, duplicates)
 

@@ -1,8 +1,8 @@
 """Blocks and hyperparameters -> trained factor blocks: the driver of the epochs.
 
-Epochs run in generations of several, as if nothing would happen in them. What does happen is decided epoch by epoch when
-a generation has ended: if its third epoch reached the target, or diverged, the generation is run again up to the epoch
-that counts. So the result does not depend on the length of a generation.
+Epochs run in generations of several, as if nothing would happen in them. What does happen is decided epoch by epoch
+when a generation has ended: if its third epoch reached the target, or diverged, the generation is run again up to the
+epoch that counts. So the result does not depend on the length of a generation.
 """
 
 import itertools
@@ -206,7 +206,7 @@ class Trainer:
         return self.measure().train * self.training.hyper.scale**2 < self.rules.target_cost
 
     def _log(self, epoch: Epoch, seconds: float) -> None:
-        """Log an epoch that has ended `seconds` after the first began; epochs overlap, so rates are those since then."""
+        """Log an epoch that ended `seconds` after the first began; epochs overlap, so rates are those since then."""
         holdout = "" if epoch.holdout_rmse is None else f"  holdout RMSE {epoch.holdout_rmse:.4f}"
         logger.info(
             "epoch %*d/%d  train RMSE %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
