@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distmf.errors import RatingsError
-from distmf.store import display_name, is_local, url_to_fs
+from distmf.store import display_name, is_local, one_line, url_to_fs
 
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
@@ -200,7 +200,7 @@ def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
         elif fs.read_block(path, 0, len(MAGIC)) == MAGIC:
             what = f"is a Parquet file that is truncated or damaged ({size:,} bytes)"
         raise RatingsError(
-            f"{display_name(fs, path)} {what}: {err}; remove it, write it again, or choose files by a glob"
+            f"{display_name(fs, path)} {what}: {one_line(err)}; remove it, write it again, or choose files by a glob"
         ) from err
     with parquet:
         yield parquet
@@ -210,7 +210,7 @@ def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | Non
     try:
         return next(batches, None)
     except (pa.ArrowException, OSError) as err:
-        raise RatingsError(f"{where} cannot be read: {err}; the file is damaged, write it again") from err
+        raise RatingsError(f"{where} cannot be read: {one_line(err)}; the file is damaged, write it again") from err
 
 
 def _check_columns(schema: pa.Schema, columns: Columns, file: str) -> None:

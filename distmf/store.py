@@ -38,6 +38,11 @@ def display_name(fs: Any, path: str) -> str:
     return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
+def one_line(err: Exception) -> str:
+    """Return the message of another library's error in one line."""
+    return " ".join(str(err).split()).rstrip(".")
+
+
 class Folder(NamedTuple):
     """A folder on a file system; a value that can be sent to another process.
 
@@ -114,7 +119,7 @@ class Folder(NamedTuple):
         try:
             return pq.ParquetFile(pa.BufferReader(self.read(name))).read(columns, use_threads=False)
         except pa.ArrowException as err:
-            raise StoreError(f"{self}: {name} is damaged: {err}; restore it or make the folder again") from err
+            raise StoreError(f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again") from err
 
     def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
         """Write a dictionary as JSON; the last file of a folder."""
@@ -125,7 +130,7 @@ class Folder(NamedTuple):
         try:
             manifest: dict[str, Any] = json.loads(self.read(name))
         except ValueError as err:
-            raise StoreError(f"{self}: {name} is damaged: {err}; restore it or make the folder again") from err
+            raise StoreError(f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again") from err
         if manifest.get("version") != version:
             raise StoreError(
                 f"{self}: {name} has format version {manifest.get('version')!r}, this distmf reads version {version}; "

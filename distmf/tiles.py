@@ -10,6 +10,8 @@ from distmf.grid import BlockKey
 
 Duplicates = Literal["keep", "mean", "error"]
 
+SORT_BITS = 64  # of the integer in which a cell and a position are sorted together
+
 
 class SortedPart(NamedTuple):
     """One part of a block as it lies on disk, and what it holds."""
@@ -51,7 +53,7 @@ def sort_part(records: npt.NDArray[Any], key: BlockKey, layout: Layout, duplicat
     cell = (tile << _u64(row_bits + col_bits)) | place
 
     position_bits = len(records).bit_length()
-    if (n_tile_rows * n_tile_cols) << (row_bits + col_bits + position_bits) <= 2**64:
+    if (n_tile_rows * n_tile_cols) << (row_bits + col_bits + position_bits) <= 1 << SORT_BITS:
         # Cell and position in one integer: a direct sort is many times faster than an indirect one.
         packed = np.sort((cell << _u64(position_bits)) | np.arange(len(records), dtype=np.uint64))
         cell, values = packed >> _u64(position_bits), records["value"][packed & _mask(position_bits)]

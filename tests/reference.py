@@ -1,0 +1,58 @@
+"""The update of biased matrix factorization, slow and obvious, in float64. Imports nothing from distmf.
+
+    r̂ = μ + b_u + b_i + p_u · q_i                    e = (r − μ) / σ − b_u − b_i − p_u · q_i
+    b_u += η (e − λ_b b_u)        p_u += η (e q_i − λ p_u)
+    b_i += η (e − λ_b b_i)        q_i += η (e p_u − λ q_i)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class Parameters(NamedTuple):
+    """Factors and biases; changed in place."""
+
+    P: Floats
+    Q: Floats
+    b_u: Floats
+    b_i: Floats
+
+
+def error(parameters: Parameters, u: int, i: int, rating: float, mean: float, scale: float) -> float:
+    """Return the error of one prediction, in units of the scale."""
+    P, Q, b_u, b_i = parameters
+    return float((rating - mean) / scale - b_u[u] - b_i[i] - P[u] @ Q[i])
+
+
+def sgd(
+    ratings: list[tuple[int, int, float]],
+    parameters: Parameters,
+    *,
+    mean: float,
+    scale: float,
+    step_size: float,
+    reg: float,
+    bias_reg: float,
+) -> float:
+    """Train on ratings one after the other, in place, and return the sum of the squared errors from before each."""
+    P, Q, b_u, b_i = parameters
+    squared = 0.0
+    for u, i, rating in ratings:
+        e = error(parameters, u, i, rating, mean, scale)
+        p_u, q_i = P[u].copy(), Q[i].copy()  # all updates use the values from before the rating
+        b_u[u] += step_size * (e - bias_reg * b_u[u])
+        b_i[i] += step_size * (e - bias_reg * b_i[i])
+        P[u] += step_size * (e * q_i - reg * p_u)
+        Q[i] += step_size * (e * p_u - reg * q_i)
+        squared += e**2
+    return squared
+
+
+def mse(ratings: list[tuple[int, int, float]], parameters: Parameters, mean: float, scale: float) -> float:
+    """Return the mean squared error at fixed factors, in units of the ratings."""
+    errors = [error(parameters, u, i, rating, mean, scale) for u, i, rating in ratings]
+    return float(np.mean(np.square(errors)) * scale**2)

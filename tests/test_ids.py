@@ -1,0 +1,108 @@
+"""Hashes, counts and numbers of ids."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from distmf.errors import RatingsError
+from distmf.ids import IdCounts, IdMap, _refuse_collisions, hash_ids, mix, salt, unmix
+from hypothesis import given
+from hypothesis import strategies as st
+
+WIDTHS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+SALT = salt(3, "user")
+words = st.lists(st.text(max_size=20) | st.sampled_from(["", "a", "ä", "\0", "\0\0", "a" * 8, "a" * 9]), max_size=40)
+
+
+def strings(values: list[str]) -> pa.Array:
+    return pa.array(values, type=pa.large_string())
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1))
+def test_unmix__inverts_mix(numbers: list[int]) -> None:
+    array = np.array(numbers, dtype=np.uint64)
+    np.testing.assert_array_equal(unmix(mix(array)), array)
+
+
+def test_mix__is_the_published_finaliser() -> None:
+    # The first outputs of splitmix64 from state 0 are those of its finaliser at multiples of its increment.
+    states = (np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    assert [hex(x) for x in mix(states)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+def test_salt__differs_by_seed_and_purpose() -> None:
+    assert len({int(salt(seed, purpose)) for seed in range(10) for purpose in ("user", "item", "holdout")}) == 30
+
+
+@given(words)
+def test_hash_ids__tells_strings_apart_and_ignores_how_they_are_sliced(values: list[str]) -> None:
+    whole = hash_ids(strings(values), SALT)
+    assert len(set(whole.tolist())) == len(set(values))
+    padded = strings(["x", *values, "y"])
+    np.testing.assert_array_equal(hash_ids(padded.slice(1, len(values)), SALT), whole)
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids=str)
+def test_id_map__round_trips_integers_of_every_width(width: pa.DataType) -> None:
+    limits = np.iinfo(width.to_pandas_dtype())
+    ids = pa.array([limits.min, limits.max, 0, 1, limits.max - 1, 0], type=width)
+    counts = IdCounts.of(ids, hash_ids(ids, SALT), np.ones(6, dtype=np.bool_), SALT)
+    id_map = IdMap.of_counts(counts, width, SALT)
+    assert id_map.ids.type == width
+    assert set(id_map.ids.to_pylist()) == set(ids.to_pylist())
+    assert id_map.ids.take(pa.array(id_map.numbers(ids))).equals(ids)
+    unknown = pa.array([77], type=width)
+    assert id_map.numbers(unknown).tolist() == [-1]
+
+
+@given(words, st.integers(0, 5))
+def test_id_counts__do_not_depend_on_order_or_partitioning(values: list[str], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = ["a", *values, "a"]
+
+    def count(some: list[str]) -> IdCounts:
+        ids = strings(some)
+        hashes = hash_ids(ids, SALT)
+        return IdCounts.of(ids, hashes, hashes % np.uint64(3) != 0, SALT)
+
+    whole = count(values)
+    shuffled = [values[n] for n in rng.permutation(len(values))]
+    cut = int(rng.integers(len(values) + 1))
+    parts = IdCounts.merge([count(shuffled[:cut]), count(shuffled[cut:])])
+    for left, right in zip(whole[:2], parts[:2], strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert whole.ids.equals(parts.ids)
+    for name, n in zip(whole.ids.to_pylist(), whole.counts.tolist(), strict=True):
+        is_train = hash_ids(strings([name]), SALT)[0] % np.uint64(3) != 0
+        assert n == values.count(name) * is_train
+
+
+def test_id_counts__hold_many_ids() -> None:
+    ids = pa.array(np.repeat(np.arange(100_000) * 2**40, 2))
+    counts = IdCounts.of(ids, hash_ids(ids, SALT), np.ones(len(ids), dtype=np.bool_), SALT)
+    assert len(counts.hashes) == 100_000
+    assert (counts.counts == 2).all()
+    assert (np.diff(counts.hashes.astype(np.float64)) > 0).all()
+
+
+def test_id_map__is_a_random_permutation() -> None:
+    ids = pa.array(np.arange(10_000))
+    counts = IdCounts.of_range(np.arange(10_000), 10_000, SALT)
+    numbers = IdMap.of_counts(counts, ids.type, SALT).numbers(ids)
+    assert sorted(numbers.tolist()) == list(range(10_000))
+    assert abs(np.corrcoef(np.arange(10_000), numbers)[0, 1]) < 0.05  # 5 standard errors
+
+
+def test_id_map__finds_ids_in_the_order_in_which_they_were_given() -> None:
+    ids = strings(["b", "a", "c"])
+    assert IdMap(ids, SALT).numbers(strings(["c", "a", "d", "b"])).tolist() == [2, 1, -1, 0]
+
+
+def test_id_map__knows_no_strings_among_integers() -> None:
+    assert IdMap(pa.array([1, 2]), SALT).numbers(strings(["1"])).tolist() == [-1]
+    assert IdMap(pa.array([], type=pa.int64()), SALT).numbers(pa.array([1])).tolist() == [-1]
+
+
+def test_id_counts__refuse_ids_that_hash_alike() -> None:
+    with pytest.raises(RatingsError, match="'a' and 'b' have the same 64-bit hash; choose another seed"):
+        _refuse_collisions(np.array([5, 5], dtype=np.uint64), strings(["a", "b"]))
+    _refuse_collisions(np.array([5, 5], dtype=np.uint64), strings(["a", "a"]))

@@ -1,0 +1,155 @@
+"""The kernel against the reference, its order of visits, and how it is compiled."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from distmf import kernel
+from distmf.kernel import Hyperparameters, Ratings, aligned_empty, padded_rank
+
+from tests import reference
+
+RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
+HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02)
+
+
+def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_tile_cols: int = 3) -> Ratings:
+    """Return random ratings in tiles of 16 × 8."""
+    rng = np.random.default_rng(seed)
+    tile = np.sort(rng.integers(n_tile_rows * n_tile_cols, size=n))
+    offsets = np.searchsorted(tile, np.arange(n_tile_rows * n_tile_cols + 1)).astype(np.int64)
+    rows, cols = rng.integers(16, size=n, dtype=np.uint8), rng.integers(8, size=n, dtype=np.uint8)
+    table = np.array([1, 2, 3.5, 5], dtype=np.float32) if coded else np.array([], dtype=np.float32)
+    values = rng.integers(4, size=n, dtype=np.uint8) if coded else rng.normal(3, 1, n).astype(np.float32)
+    return Ratings(offsets, rows, cols, values, table, (16, 8), n_tile_cols)
+
+
+def visits(ratings: Ratings, seed: int) -> list[int]:
+    """Return the positions of the ratings in the order in which a pass visits them."""
+    order: list[int] = []
+    n_tile_cols = ratings.n_tile_cols
+    draw = kernel._mix(np.uint64(seed))
+    for tile_row in strides((len(ratings.offsets) - 1) // n_tile_cols, draw):
+        draw = kernel._mix(np.uint64(draw))
+        for tile_col in strides(n_tile_cols, draw):
+            draw = kernel._mix(np.uint64(draw))
+            begin, end = ratings.offsets[tile_row * n_tile_cols + tile_col :][:2].tolist()
+            order += [begin + position for position in strides(end - begin, draw)]
+    return order
+
+
+def strides(n: int, draw: int) -> list[int]:
+    """Return an order of n things, as one level of the kernel's loops visits them."""
+    stride, position = kernel._visits(np.uint64(n), np.uint64(draw))
+    return [(position + k * stride) % n for k in range(n)]
+
+
+def triples(ratings: Ratings, order: list[int]) -> list[tuple[int, int, float]]:
+    """Return row, column and rating of every position."""
+    tile = np.searchsorted(ratings.offsets, order, side="right") - 1
+    rows = tile // ratings.n_tile_cols * ratings.tile_shape[0] + ratings.rows[order]
+    cols = tile % ratings.n_tile_cols * ratings.tile_shape[1] + ratings.cols[order]
+    values = ratings.table[ratings.values[order]] if len(ratings.table) else ratings.values[order]
+    return list(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
+
+
+def make_factors(rank: int, n_rows: int = 32, n_cols: int = 24) -> tuple[npt.NDArray[np.float32], ...]:
+    rng = np.random.default_rng(rank)
+    P, Q = aligned_empty(n_rows, padded_rank(rank)), aligned_empty(n_cols, padded_rank(rank))
+    for factors in (P, Q):
+        factors[:] = 0
+        factors[:, :rank] = rng.normal(0, 0.5 / math.sqrt(rank), (len(factors), rank))
+    return P, Q, rng.normal(0, 0.3, n_rows).astype(np.float32), rng.normal(0, 0.3, n_cols).astype(np.float32)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_train_block__agrees_with_the_reference(rank: int) -> None:
+    ratings = make_ratings(400, coded=rank % 2 == 0)
+    P, Q, b_u, b_i = make_factors(rank)
+    expected = reference.Parameters(*(array.astype(np.float64) for array in (P[:, :rank], Q[:, :rank], b_u, b_i)))
+    cost = kernel.train_block(ratings, P, Q, b_u, b_i, HYPER, 0.04, 7)
+    expected_cost = reference.sgd(triples(ratings, visits(ratings, 7)), expected, step_size=0.04, **HYPER._asdict())
+    assert cost == pytest.approx(expected_cost, rel=1e-5)
+    for found, array in zip((P[:, :rank], Q[:, :rank], b_u, b_i), expected, strict=True):
+        # 400 updates of float32 in a row, each with a rounding error of 6e-8 of values below 3
+        np.testing.assert_allclose(found, array, rtol=1e-5, atol=5e-6)
+    assert not P[:, rank:].any()
+    assert not Q[:, rank:].any()
+
+
+@pytest.mark.parametrize("coded", [True, False])
+def test_measure_block__is_the_cost_at_fixed_factors(coded: bool) -> None:
+    ratings = make_ratings(300, coded=coded)
+    arrays = make_factors(20)
+    before = [array.copy() for array in arrays]
+    cost = kernel.measure_block(ratings, *arrays, HYPER)
+    parameters = reference.Parameters(*(array.astype(np.float64) for array in arrays))
+    mse = reference.mse(triples(ratings, list(range(300))), parameters, HYPER.mean, HYPER.scale)
+    assert cost * HYPER.scale**2 / 300 == pytest.approx(mse, rel=1e-5)
+    for array, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+def test_train_block__with_a_step_of_zero_measures() -> None:
+    ratings = make_ratings(300, coded=True)
+    arrays = make_factors(20)
+    trained = kernel.train_block(ratings, *arrays, HYPER, 0.0, 3)
+    assert trained == pytest.approx(kernel.measure_block(ratings, *arrays, HYPER), rel=1e-12)  # same terms, other order
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), 97, 128, 1000])
+def test_visits__are_a_permutation(n: int) -> None:
+    for draw in (0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF):
+        assert sorted(strides(n, draw)) == list(range(n))
+
+
+def test_visits__differ_from_epoch_to_epoch() -> None:
+    ratings = make_ratings(500, coded=True)
+    orders = [visits(ratings, seed) for seed in range(20)]
+    assert len(set(map(tuple, orders))) == 20
+    assert all(sorted(order) == list(range(500)) for order in orders)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_train_block__takes_hardly_any_ratings(n: int) -> None:
+    ratings = make_ratings(n, coded=False)
+    arrays = make_factors(4)
+    before = [array.copy() for array in arrays]
+    cost = kernel.train_block(ratings, *arrays, HYPER, 0.04, 1)
+    assert (cost > 0) == (n > 0)
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True)) == (n == 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_train_block__shows_divergence(value: float) -> None:
+    arrays = make_factors(4)
+    arrays[0][:, 0] = value
+    assert not math.isfinite(kernel.train_block(make_ratings(50, coded=True), *arrays, HYPER, 0.04, 1))
+
+
+def test_train_block__compiles_one_signature() -> None:
+    for coded in (True, False):
+        kernel._compiled.cache_clear()
+        for seed in range(3):
+            ratings = make_ratings(20 * seed, coded=coded, seed=seed)
+            kernel.compile_for(ratings, 12)
+            arrays = make_factors(12)
+            for array in ratings[:4]:
+                array.setflags(write=bool(seed % 2))
+            kernel.train_block(ratings, *arrays, HYPER, 0.1, 2**64 - 1)
+            kernel.train_block(ratings, *arrays, HYPER, np.float64(0.1), seed)  # type: ignore[arg-type]
+            for array in arrays[2:]:
+                array.setflags(write=False)
+            kernel.measure_block(ratings, *arrays, HYPER)
+        for training in (True, False):
+            compiled = kernel._compiled(16, coded, training=training)
+            assert len(compiled.signatures) == 1  # type: ignore[attr-defined]
+
+
+def test_aligned_empty__starts_rows_on_cache_lines() -> None:
+    for n_rows, rank in ((1, 1), (3, 17), (100, 64)):
+        array = aligned_empty(n_rows, padded_rank(rank))
+        assert array.shape == (n_rows, padded_rank(rank))
+        assert array.ctypes.data % 64 == 0
+        assert array.strides[0] % 64 == 0
