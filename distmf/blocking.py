@@ -157,6 +157,8 @@ def block_ratings(
         raise ValueError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
     if duplicates not in ("keep", "mean", "error"):
         raise ValueError(f"duplicates is {duplicates!r}; it can be 'keep', 'mean' or 'error'")
+    if rank < 1 or seed < 0:
+        raise ValueError(f"rank is {rank} and seed is {seed}; a rank is at least 1, a seed is not negative")
     budget = parse_bytes(memory_per_task)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings = Settings(seed, holdout, duplicates)

@@ -65,8 +65,9 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Standard deviation, 0 for no ratings."""
-        return math.sqrt(self.deviations / self.n) if self.n else 0.0
+        """Standard deviation; 0 for no ratings, and for ratings that float32 cannot tell from their mean."""
+        std = math.sqrt(self.deviations / self.n) if self.n else 0.0
+        return std if std > 1e-7 * abs(self.mean) else 0.0
 
 
 class BlockEntry(NamedTuple):
@@ -277,8 +278,9 @@ def open_blocks(path: str | Path) -> Blocks:
             tuple(manifest["table"]),
         )
         entries = {
-            BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])]) for row, col, entry in manifest["blocks"]
+            BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])])
+            for row, col, entry in manifest["blocks"]
         }
         return Blocks(folder, layout, entries, tuple(manifest["rating_range"]), manifest["settings"])
-    except (KeyError, TypeError) as err:
+    except (KeyError, TypeError, ValueError) as err:
         raise StoreError(f"{folder}: {MANIFEST} is damaged: {err!r}; block the ratings again") from err

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import numbers
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from distmf import graph
 from distmf.blocking import block_matrix, block_ratings
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.engine import ThreadEngine
-from distmf.errors import NotFittedError
+from distmf.errors import NotFittedError, RatingsError
 from distmf.graph import Training
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, Hyperparameters
@@ -198,24 +199,25 @@ class MatrixFactorization:
         elif isinstance(ratings, str | Path):
             yield open_blocks(ratings)
         else:
-            matrix = np.asarray(ratings)
-            if matrix.ndim != 2:
-                raise ValueError(f"a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
+            matrix, mask = _matrix(ratings, is_set)
             path = f"memory://distmf-{uuid.uuid4().hex}"
             try:
-                yield block_matrix(matrix, np.asarray(is_set(matrix), dtype=np.bool_), path, self.seed)
+                yield block_matrix(matrix, mask, path, self.seed)
             finally:
                 Folder.at(path).delete()
 
-    def _train(self, blocks: Blocks, engine: ThreadEngine) -> None:
+    def _training(self, blocks: Blocks) -> Training:
         moments = blocks.moments
         hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
         if self.step_size == "auto":
             rule = StepRule(START, self.step_decay, self.epochs)
         else:
             rule = StepRule(float(self.step_size), self.step_decay)
+        return Training(blocks, hyper, rule, self.rank, self.seed)
+
+    def _train(self, blocks: Blocks, engine: ThreadEngine) -> None:
         rules = StopRules(self.epochs, self.tol, self.target_cost)
-        trainer = Trainer(Training(blocks, hyper, rule, self.rank, self.seed), rules, engine)
+        trainer = Trainer(self._training(blocks), rules, engine)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:
@@ -229,21 +231,21 @@ class MatrixFactorization:
                 self._model = _assemble(trainer, history)
 
     def _check(self) -> None:
-        limits: dict[str, tuple[float, float]] = {
-            "rank": (1, MAX_RANK),
-            "reg": (0, math.inf),
-            "bias_reg": (0, math.inf),
-            "epochs": (1, math.inf),
-            "step_decay": (0, math.inf),
-            "tol": (0, math.inf),
-            "seed": (0, 2**63),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
-        if self.step_size != "auto" and not (isinstance(self.step_size, int | float) and 0 < self.step_size < math.inf):
-            raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
+        """Refuse hyperparameters out of their range, and make plain numbers of the others."""
+        whole: dict[str, tuple[float, float]] = {"rank": (1, MAX_RANK), "epochs": (1, 2**31), "seed": (0, 2**63 - 1)}
+        names = ["reg", "bias_reg", "step_decay", "tol", *(["target_cost"] if self.target_cost is not None else [])]
+        real = dict.fromkeys(names, (0.0, math.inf))
+        for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):
+            for name, (low, high) in limits.items():
+                value = getattr(self, name)
+                is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+                if not is_number or not low <= value <= high:
+                    raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
+                setattr(self, name, number(value))
+        if self.step_size != "auto":
+            if not isinstance(self.step_size, numbers.Real) or not 0 < self.step_size < math.inf:
+                raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
+            self.step_size = float(self.step_size)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -385,6 +387,20 @@ def load(path: str | Path) -> MatrixFactorization:
     mf = MatrixFactorization(**settings)
     mf._model = model
     return mf
+
+
+def _matrix(ratings: npt.NDArray[Any], is_set: IsSet) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return a dense matrix, and which of its entries are set."""
+    matrix = np.asarray(ratings)
+    if matrix.ndim != 2:
+        raise ValueError(f"a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
+    if matrix.dtype.kind not in "iuf":
+        raise RatingsError(f"the matrix has entries of type {matrix.dtype}; a matrix of numbers is needed")
+    matrix = matrix.astype(np.float64)
+    mask = np.asarray(is_set(matrix), dtype=np.bool_)
+    if mask.shape != matrix.shape:
+        raise ValueError(f"is_set returned shape {mask.shape} for a matrix of shape {matrix.shape}")
+    return matrix, mask
 
 
 def _assemble(trainer: Trainer, history: History) -> Model:

@@ -115,7 +115,7 @@ class Generation(NamedTuple):
 
 
 def first_state(training: Training) -> State:
-    """Return the state before the first epoch: small random factors, or zero without ratings to train on; no biases."""
+    """Return the state before the first epoch: small random factors, or zero if there is nothing to learn; no biases."""
     layout = training.blocks.layout
     rows = tuple(Visited(side, None) for side in _first_sides(training, "user", layout.row_cuts))
     cols = tuple(Column(side, Cost(0.0, 0.0)) for side in _first_sides(training, "item", layout.col_cuts))
@@ -129,7 +129,7 @@ def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequen
         factors = kernel.aligned_empty(end - begin, kernel.padded_rank(training.rank))
         factors[:, training.rank :] = 0
         factors[:, : training.rank] = rng.standard_normal((end - begin, training.rank), dtype=np.float32)
-        factors *= np.float32(FIRST_FACTORS_STD)
+        factors *= np.float32(FIRST_FACTORS_STD if training.blocks.moments.std else 0)
         factors[counts[begin:end] == 0] = 0
         yield _frozen(Side(factors, np.zeros(end - begin, dtype=np.float32)))
 

@@ -6,6 +6,7 @@ users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count
 
 import functools
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,6 +193,7 @@ class Model(NamedTuple):
             {
                 "kind": "distmf model",
                 "version": VERSION,
+                "distmf": version("distmf"),
                 "hyperparameters": settings,
                 "global_bias": self.global_bias,
                 "rating_range": self.rating_range,
@@ -216,9 +218,14 @@ class Model(NamedTuple):
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:
     """Return the positions and values of the `n` largest of each row, largest first, ties by position."""
-    order = np.argpartition(-scores, n - 1, axis=1)[:, :n] if n < scores.shape[1] else np.argsort(-scores, axis=1)
+    order = np.argpartition(-scores, n - 1, axis=1)[:, :n]
     values = np.take_along_axis(scores, order, axis=1)
-    inner = np.lexsort((order, -values), axis=1)
+    # Among equal scores at the edge, the partition took any.
+    is_tied = np.count_nonzero(scores >= values.min(axis=1, keepdims=True), axis=1) > n
+    order[is_tied] = np.argsort(-scores[is_tied], axis=1, kind="stable")[:, :n]
+    order.sort(axis=1)
+    values = np.take_along_axis(scores, order, axis=1)
+    inner = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(order, inner, axis=1), np.take_along_axis(values, inner, axis=1)
 
 
@@ -230,6 +237,8 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     RatingsError
         If they are strings where the model has integers, or the reverse, or something else, or null.
     """
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
     array = ids if isinstance(ids, pa.Array) else pa.array(np.atleast_1d(ids) if np.ndim(ids) == 0 else ids)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()

@@ -119,7 +119,9 @@ class Folder(NamedTuple):
         try:
             return pq.ParquetFile(pa.BufferReader(self.read(name))).read(columns, use_threads=False)
         except pa.ArrowException as err:
-            raise StoreError(f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again") from err
+            raise StoreError(
+                f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again"
+            ) from err
 
     def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
         """Write a dictionary as JSON; the last file of a folder."""
@@ -130,7 +132,9 @@ class Folder(NamedTuple):
         try:
             manifest: dict[str, Any] = json.loads(self.read(name))
         except ValueError as err:
-            raise StoreError(f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again") from err
+            raise StoreError(
+                f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again"
+            ) from err
         if manifest.get("version") != version:
             raise StoreError(
                 f"{self}: {name} has format version {manifest.get('version')!r}, this distmf reads version {version}; "

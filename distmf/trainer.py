@@ -142,9 +142,10 @@ class Trainer:
         def on_done(key: tuple[str, int], value: Any) -> None:
             if key[0] == f"step-{token}":
                 steps[key[1]] = value.step_size
-            elif key[0] == f"epoch-{token}" and self._judge(seen).event is None and not self._judge(seen).diverged:
+            elif key[0] == f"epoch-{token}" and self._goes_on(seen):
                 seen.append(value)
-                self._log(self._epoch(key[1], value, steps[key[1]]), self.seconds + time.perf_counter() - start)
+                if not self._judge(seen).diverged:
+                    self._log(self._epoch(key[1], value, steps[key[1]]), self.seconds + time.perf_counter() - start)
 
         groups = generation.epochs, generation.steps, generation.rows, generation.cols
         results = self.engine.run(
@@ -176,6 +177,10 @@ class Trainer:
             if self.rules.tol > 0 and _is_steady(trained[-STEADY_EPOCHS - 1 :], self.rules.tol):
                 return Verdict(n + 1, "converged")
         return Verdict(len(costs), None)
+
+    def _goes_on(self, costs: list[Cost]) -> bool:
+        verdict = self._judge(costs)
+        return verdict.event is None and not verdict.diverged
 
     def _accept(self, outcome: Outcome) -> None:
         for n, (cost, step_size) in enumerate(zip(outcome.costs, outcome.step_sizes, strict=False)):

@@ -1,8 +1,8 @@
 """The update of biased matrix factorization, slow and obvious, in float64. Imports nothing from distmf.
 
-    r̂ = μ + b_u + b_i + p_u · q_i                    e = (r − μ) / σ − b_u − b_i − p_u · q_i
-    b_u += η (e − λ_b b_u)        p_u += η (e q_i − λ p_u)
-    b_i += η (e − λ_b b_i)        q_i += η (e p_u − λ q_i)
+r̂ = μ + b_u + b_i + p_u · q_i                    e = (r − μ) / σ − b_u − b_i − p_u · q_i
+b_u += η (e − λ_b b_u)        p_u += η (e q_i − λ p_u)
+b_i += η (e − λ_b b_i)        q_i += η (e p_u − λ q_i)
 """
 
 from typing import NamedTuple

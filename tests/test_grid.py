@@ -66,5 +66,3 @@ def test_tile_shape__fits_its_offsets(n_users: int, n_items: int, density: float
 def test_tile_shape__grows_where_ratings_are_sparse() -> None:
     assert tile_shape(10_000, 10_000, 10_000_000) == (256, 256)
     assert tile_shape(1_000_000, 100_000, 10_000_000) > (256, 256)
-
-

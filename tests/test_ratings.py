@@ -232,7 +232,9 @@ def test_open_ratings__refuses_ids_that_are_neither_integers_nor_strings(
 def test_open_ratings__refuses_ids_of_different_types_in_different_files(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", with_column("user_id", [1, 2, 3, 4]))
     write(tmp_path / "b.parquet", with_column("user_id", ["1", "2", "3", "4"]))
-    with pytest.raises(RatingsError, match=r"b.parquet: column 'user_id' has type large_string, but int64 in .*a.parquet"):
+    with pytest.raises(
+        RatingsError, match=r"b.parquet: column 'user_id' has type large_string, but int64 in .*a.parquet"
+    ):
         open_ratings(tmp_path, COLUMNS)
     write(tmp_path / "b.parquet", with_column("user_id", [1, 2, 3, 4], type=pa.int32()))
     with pytest.raises(RatingsError, match=r"b.parquet: column 'user_id' has type int32, but int64 in .*a.parquet"):
@@ -276,7 +278,9 @@ def test_open_ratings__refuses_what_is_not_parquet(folder: Path) -> None:
 def test_open_ratings__refuses_a_truncated_file(left: int, folder: Path) -> None:
     data = (folder / "b.parquet").read_bytes()[:left]
     (folder / "b.parquet").write_bytes(data)
-    with pytest.raises(RatingsError, match=rf"b.parquet is a Parquet file that is truncated or damaged \({len(data):,}"):
+    with pytest.raises(
+        RatingsError, match=rf"b.parquet is a Parquet file that is truncated or damaged \({len(data):,}"
+    ):
         open_ratings(folder, COLUMNS)
 
 

@@ -1,0 +1,265 @@
+"""Blocks hold just the ratings, wherever they came from, and appear whole or not at all."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from distmf import block_ratings, blocking, blocks, open_blocks
+from distmf.blocks import PARTS, Blocks, Part
+from distmf.errors import MemoryBudgetError, RatingsError, StoreError
+from distmf.grid import BlockKey
+
+from tests.helpers import files, random_ratings, write
+
+Triple = tuple[Any, Any, float]
+
+
+def triples(found: Blocks, part: Part) -> list[Triple]:
+    """Return raw ids and rating of every rating in one part of all blocks."""
+    users, items = (found.ids(side)["id"].to_pylist() for side in ("user", "item"))
+    ratings: list[Triple] = []
+    for key in found.entries:
+        rows, cols = found.numbers(key, part)
+        block = found.read(key, part)
+        values = block.table[block.values] if len(block.table) else block.values
+        ratings += [
+            (users[row], items[col], value) for row, col, value in zip(rows, cols, values.tolist(), strict=True)
+        ]
+    return ratings
+
+
+def as_triples(table: pa.Table) -> list[Triple]:
+    return list(zip(*(table[name].to_pylist() for name in ("user_id", "item_id", "rating")), strict=True))
+
+
+@pytest.mark.parametrize("coded", [True, False])
+@pytest.mark.parametrize("grid", [(1, 1), (4, 4), (3, 5), (7, 2), None])
+def test_block_ratings__holds_just_the_ratings(tmp_path: Path, grid: tuple[int, int] | None, coded: bool) -> None:
+    table = random_ratings(5000, 700, 300, coded=coded)
+    source = write(tmp_path / "r.parquet", table, row_group_size=700)
+    found = block_ratings(source, tmp_path / "blocks", grid=grid, holdout=0.2)
+    train, held_out = triples(found, "train"), triples(found, "holdout")
+    assert Counter(train + held_out) == Counter(as_triples(table))
+    assert found.n_ratings == len(train)
+    assert found.n_holdout == len(held_out)
+    assert found.shape == (grid or (4, 4))
+    assert found.moments.mean == pytest.approx(np.mean([rating for *_, rating in train]), rel=1e-12)
+    assert found.moments.std == pytest.approx(np.std([rating for *_, rating in train]), rel=1e-9)
+    assert found.rating_range == (min(r for *_, r in as_triples(table)), max(r for *_, r in as_triples(table)))
+    assert bool(found.layout.table) == coded
+    for side, position in (("user", 0), ("item", 1)):
+        counts = dict(zip(*found.ids(side).to_pydict().values(), strict=True))  # type: ignore[arg-type]
+        assert {name: n for name, n in counts.items() if n} == Counter(rating[position] for rating in train)
+
+
+def test_block_ratings__balances_the_blocks_of_skewed_ratings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users, items = (np.minimum(rng.pareto(0.8, 40_000) * 10, 999).astype(int) for _ in range(2))
+    source = write(tmp_path / "r.parquet", {"user_id": users, "item_id": items, "rating": rng.random(40_000)})
+    found = block_ratings(source, tmp_path / "blocks", grid=(4, 4))
+    sizes = [entry.n_train for entry in found.entries.values()]
+    heaviest = np.bincount(users).max() + np.bincount(items).max()  # a line cannot be cut
+    assert max(sizes) < 1.3 * np.mean(sizes) + heaviest
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "mean"])
+def test_block_ratings__does_not_depend_on_order_or_files_or_threads(tmp_path: Path, duplicates: Any) -> None:
+    table = random_ratings(6000, 500, 200)
+    table = pa.concat_tables([table, table.slice(0, 300).set_column(2, "rating", pa.array([4.5] * 300, pa.float32()))])
+    shuffled = table.take(pa.array(np.random.default_rng(1).permutation(len(table))))
+    write(tmp_path / "one.parquet", table)
+    (tmp_path / "many").mkdir()
+    for n in range(5):
+        write(tmp_path / "many" / f"{n}.parquet", shuffled.slice(n * 1300, 1300), row_group_size=100 + 70 * n)
+    found = []
+    for name, source, threads in (("a", "one.parquet", 1), ("b", "one.parquet", 3), ("c", "many", 2)):
+        options: dict[str, Any] = {"holdout": 0.1, "duplicates": duplicates, "threads": threads, "seed": 7}
+        block_ratings(tmp_path / source, tmp_path / name, **options)
+        found.append(files(tmp_path / name))
+    assert found[0] == found[1] == found[2]
+    block_ratings(tmp_path / "one.parquet", tmp_path / "d", holdout=0.1, duplicates=duplicates, seed=8)
+    assert files(tmp_path / "d") != found[0]
+
+
+def test_block_ratings__holds_out_a_share_by_user_and_item(tmp_path: Path) -> None:
+    table = random_ratings(20_000, 400, 200)
+    source = write(tmp_path / "r.parquet", table)
+    held_out = [
+        {rating[:2] for rating in triples(block_ratings(source, tmp_path / "b", holdout=share, seed=seed), "holdout")}
+        for seed, share in ((0, 0.1), (0, 0.3), (1, 0.1))
+    ]
+    # 5 standard deviations of a binomial distribution
+    assert len(held_out[0]) == pytest.approx(2000, abs=5 * np.sqrt(20_000 * 0.1 * 0.9))
+    assert held_out[0] < held_out[1]  # a larger share holds out more, not others
+    assert len(held_out[0] & held_out[2]) == pytest.approx(200, abs=5 * np.sqrt(200))
+    half = write(tmp_path / "half.parquet", table.slice(0, 10_000))
+    again = {rating[:2] for rating in triples(block_ratings(half, tmp_path / "b", holdout=0.1), "holdout")}
+    assert again == held_out[0] & {rating[:2] for rating in as_triples(table.slice(0, 10_000))}
+
+
+def test_block_ratings__knows_strings(tmp_path: Path) -> None:
+    table = random_ratings(2000, 100, 50)
+    names = pa.array([f"user-{n}" if n else "" for n in table["user_id"].to_pylist()])
+    table = table.set_column(0, "user_id", names.dictionary_encode())
+    found = block_ratings(write(tmp_path / "r.parquet", table, row_group_size=300), tmp_path / "b", grid=(2, 2))
+    assert Counter(triples(found, "train")) == Counter(as_triples(table))
+
+
+def test_block_ratings__duplicates(tmp_path: Path) -> None:
+    data = {"user_id": [1, 2, 1, 1, 2], "item_id": [1, 1, 1, 1, 2], "rating": [1.0, 2.0, 5.0, 4.5, 3.0]}
+    source = write(tmp_path / "r.parquet", data)
+    kept = block_ratings(source, tmp_path / "keep", grid=(1, 1))
+    assert sorted(triples(kept, "train")) == [(1, 1, 1.0), (1, 1, 4.5), (1, 1, 5.0), (2, 1, 2.0), (2, 2, 3.0)]
+    mean = block_ratings(source, tmp_path / "mean", grid=(1, 1), duplicates="mean")
+    assert sorted(triples(mean, "train")) == [(1, 1, 3.5), (2, 1, 2.0), (2, 2, 3.0)]
+    assert kept.settings["n_duplicates"] == mean.settings["n_duplicates"] == 2
+    with pytest.raises(RatingsError, match=r"2 ratings repeat a \(user, item\) pair, for example user 1 and item 1"):
+        block_ratings(source, tmp_path / "error", grid=(1, 1), duplicates="error")
+    assert not (tmp_path / "error").exists()
+    distinct = write(tmp_path / "distinct.parquet", {name: values[3:] for name, values in data.items()})
+    assert block_ratings(distinct, tmp_path / "error", duplicates="error").settings["n_duplicates"] == 0
+
+
+def test_block_ratings__counts_what_training_sees_after_means(tmp_path: Path) -> None:
+    data = {"user_id": [1, 1, 2], "item_id": [1, 1, 2], "rating": [1.0, 2.0, 3.0]}
+    found = block_ratings(write(tmp_path / "r.parquet", data), tmp_path / "b", grid=(1, 1), duplicates="mean")
+    assert found.n_ratings == 2
+    assert found.moments.mean == 2.25
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"holdout": 1.0}, ValueError, "holdout is 1.0"),
+        ({"holdout": -0.1}, ValueError, "holdout is -0.1"),
+        ({"holdout": float("nan")}, ValueError, "holdout is nan"),
+        ({"duplicates": "drop"}, ValueError, "duplicates is 'drop'; it can be 'keep', 'mean' or 'error'"),
+        ({"memory_per_task": "lots"}, ValueError, "'lots' is not an amount of memory"),
+        ({"memory_per_task": 1000}, MemoryBudgetError, "memory_per_task is 1,000"),
+        ({"threads": 0}, ValueError, "threads is 0"),
+        ({"grid": (50, 2)}, RatingsError, "grid is 50 × 2, but there are 20 users and 10 items"),
+        ({"grid": (0, 2)}, RatingsError, "grid is 0 × 2"),
+        ({"rank": 0}, ValueError, "rank is 0"),
+        ({"seed": -1}, ValueError, "seed is -1;"),
+        ({"user": "usr"}, RatingsError, "no column 'usr'"),
+    ],
+)
+def test_block_ratings__refuses_bad_options(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(100, 20, 10))
+    with pytest.raises(error, match=message):
+        block_ratings(source, tmp_path / "b", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_block_ratings__says_when_all_is_held_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", {"user_id": [1], "item_id": [1], "rating": [1.0]})
+    with pytest.raises(RatingsError, match="all 1 ratings are held out; lower holdout from 0.99999"):
+        block_ratings(source, tmp_path / "b", holdout=0.99999)
+
+
+def test_block_ratings__leaves_other_folders_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(100, 20, 10))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("precious")
+    for target in (precious, precious / "thesis.txt"):
+        with pytest.raises(StoreError, match="exists and is not what distmf would replace"):
+            block_ratings(source, target)
+    assert files(precious) == {"thesis.txt": b"precious"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("step", ["_scatter", "_merge_row_block", "_count_piece"])
+def test_block_ratings__keeps_the_old_blocks_when_it_fails(
+    step: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20), row_group_size=100)
+    block_ratings(source, tmp_path / "b", seed=1)
+    before = files(tmp_path)
+    calls = itertools.count()
+    original = getattr(blocking, step)
+
+    def fail(*args: Any) -> Any:
+        if next(calls) == 3:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(blocking, step, fail)
+    with pytest.raises(error):
+        block_ratings(source, tmp_path / "b", seed=2)
+    assert files(tmp_path) == before
+
+
+def test_block_ratings__writes_to_urls(tmp_path: Path) -> None:
+    table = random_ratings(1000, 50, 20)
+    source = write(tmp_path / "r.parquet", table)
+    try:
+        for _ in range(2):  # the second time it replaces
+            found = block_ratings(source, "memory://out/blocks", holdout=0.1)
+        assert found.path == "memory:///out/blocks"
+        assert Counter(triples(found, "train") + triples(found, "holdout")) == Counter(as_triples(table))
+    finally:
+        fsspec.filesystem("memory").rm("/out", recursive=True)
+
+
+def test_read__refuses_damaged_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_cache", blocks.ByteCache(0))
+    source = write(tmp_path / "r.parquet", random_ratings(5000, 300, 100))
+    found = block_ratings(source, tmp_path / "b", grid=(2, 2))
+    file = tmp_path / "b" / "rows" / "00001.bin"
+    data = file.read_bytes()
+    entry = found.entries[BlockKey(1, 1)]
+    flipped = bytearray(data)
+    flipped[entry.offset + entry.length // 2] ^= 1
+    file.write_bytes(flipped)
+    found.read(BlockKey(1, 0), "train")
+    with pytest.raises(StoreError, match=r"b: block \(1, 1\) in rows/00001.bin does not match its checksum"):
+        found.read(BlockKey(1, 1), "train")
+    file.write_bytes(data[:-10])
+    with pytest.raises(StoreError, match=r"rows/00001.bin is truncated: [\d,]+ bytes expected, [\d,]+ found"):
+        found.read(BlockKey(1, 1), "train")
+    file.unlink()
+    with pytest.raises(StoreError, match=r"b: the file rows/00001.bin is missing"):
+        found.read(BlockKey(1, 1), "train")
+
+
+def test_open_blocks__refuses_other_versions_and_damage(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(100, 20, 10))
+    path = tmp_path / "b"
+    block_ratings(source, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for change, message in (
+        ({"version": 99}, "format version 99, this distmf reads version 1"),
+        ({"blocks": [[0]]}, "manifest.json is damaged"),
+        ({"blocks": None}, "manifest.json is damaged"),
+    ):
+        (path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(StoreError, match=message):
+            open_blocks(path)
+    (path / "manifest.json").write_text(json.dumps(manifest)[:100])
+    with pytest.raises(StoreError, match="manifest.json is damaged"):
+        open_blocks(path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="manifest.json is missing"):
+        open_blocks(path)
+
+
+def test_read__keeps_blocks_in_a_bounded_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(5000, 300, 100))
+    found = block_ratings(source, tmp_path / "b", grid=(2, 2))
+    largest = max(entry.length for entry in found.entries.values())
+    cache: blocks.ByteCache[Any] = blocks.ByteCache(2 * largest)
+    monkeypatch.setattr(blocks, "_cache", cache)
+    for key, part in itertools.product(found.entries, PARTS):
+        assert not found.read(key, part).rows.flags.writeable
+        assert cache._bytes <= 2 * largest
+    (tmp_path / "b" / "rows" / "00001.bin").unlink()
+    assert len(found.read(BlockKey(1, 1), "train").rows) == found.entries[BlockKey(1, 1)].n_train  # the last one read

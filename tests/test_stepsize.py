@@ -1,0 +1,50 @@
+"""How the step size goes on from cost to cost."""
+
+import math
+
+import pytest
+from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def steps(rule: StepRule, costs: list[float | None]) -> list[float]:
+    """Return the step sizes of the epochs from the second on."""
+    state, found = rule.first(), []
+    for cost in costs:
+        state = rule.next(state, cost)
+        found.append(state.step_size)
+    return found
+
+
+def test_next__of_a_constant_step_is_constant() -> None:
+    assert steps(StepRule(0.3), [None, 5.0, 1.0, math.nan]) == [0.3] * 4
+
+
+def test_next__of_a_decaying_step_decays() -> None:
+    assert steps(StepRule(1.0, 0.5), [None, 5.0, 9.0]) == [0.5, 0.25, 0.125]
+
+
+def test_next__of_the_bold_driver_grows_while_the_cost_falls_and_goes_to_zero_in_a_straight_line() -> None:
+    rule = StepRule(START, epochs=10)
+    found = steps(rule, [None, 5.0, 4.0, 3.0])
+    expected = [START * (1 - t / 10) * GROWTH ** max(0, t - 1) for t in range(1, 5)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert steps(rule, [None] + [1.0] * 9)[-1] == 0
+
+
+@pytest.mark.parametrize("cost", [5.2, math.inf, math.nan])
+def test_next__of_the_bold_driver_cuts_when_the_cost_rises_or_is_not_finite(cost: float) -> None:
+    state = StepState(3, 0.1, 5.0)
+    after = StepRule(START, epochs=1000).next(state, cost)
+    assert after.step_size == pytest.approx(CUT * 0.1 * 996 / 997, rel=1e-12)
+
+
+def test_next__of_the_bold_driver_takes_a_small_rise_for_noise() -> None:
+    assert StepRule(START, epochs=1000).next(StepState(3, 0.1, 5.0), 5.05).step_size > 0.1
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=60), st.integers(1, 100))
+def test_next__of_the_bold_driver_stays_in_bounds(costs: list[float], more: int) -> None:
+    rule = StepRule(START, epochs=len(costs) + more)
+    assert all(0 < step <= LARGEST for step in steps(rule, [None, *costs[1:]]))

@@ -1,0 +1,165 @@
+"""When training stops, what it does when the cost grows, and that it never ends in NaN."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distmf import Blocks, MatrixFactorization, block_ratings, trainer
+from distmf.errors import DivergedError
+from distmf.trainer import _is_steady
+
+from tests.helpers import files, random_ratings, write
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
+    folder = tmp_path_factory.mktemp("blocks")
+    source = write(folder / "r.parquet", random_ratings(6000, 300, 100))
+    return block_ratings(source, folder / "b", grid=(3, 3), holdout=0.1)
+
+
+def exact_mse(mf: MatrixFactorization, blocks: Blocks) -> float:
+    """Return the mean squared error over the ratings trained on, from predictions."""
+    users, items = (blocks.ids(side)["id"].to_numpy() for side in ("user", "item"))
+    errors = []
+    for key in blocks.entries:
+        rows, cols = blocks.numbers(key, "train")
+        block = blocks.read(key, "train")
+        errors.append(block.table[block.values] - mf.predict(users[rows], items[cols], clip=False))
+    return float(np.square(np.concatenate(errors)).mean())
+
+
+def test_fit__stops_at_epochs(blocks: Blocks) -> None:
+    history = MatrixFactorization(4, epochs=7, tol=0).fit(blocks).history_
+    assert history.stopped == "epochs"
+    assert [epoch.epoch for epoch in history] == list(range(1, 8))
+
+
+def test_fit__stops_at_the_target_and_means_it(blocks: Blocks) -> None:
+    mf = MatrixFactorization(8, epochs=200, target_cost=0.3, reg=0.01).fit(blocks)
+    assert mf.history_.stopped == "target"
+    assert exact_mse(mf, blocks) < 0.3
+    assert len(mf.history_) < 200
+    assert mf.history_[-1].train_rmse ** 2 < 0.3
+    assert all(epoch.train_rmse**2 >= 0.3 for epoch in mf.history_[:-1])
+
+
+def test_fit__stops_when_the_cost_stays(blocks: Blocks) -> None:
+    # A decaying step comes to rest.
+    mf = MatrixFactorization(4, epochs=500, step_size=0.05, step_decay=0.7, tol=1e-4).fit(blocks)
+    assert mf.history_.stopped == "converged"
+    costs = [epoch.train_rmse**2 for epoch in mf.history_]
+    changes = [abs(after / before - 1) for before, after in zip(costs, costs[1:], strict=False)]
+    assert max(changes[-3:]) <= 1e-4
+    assert all(max(changes[n : n + 3]) > 1e-4 for n in range(len(changes) - 3))
+    assert (
+        MatrixFactorization(4, epochs=60, step_size=0.05, step_decay=0.7, tol=0).fit(blocks).history_.stopped
+        == "epochs"
+    )
+
+
+def test_is_steady__needs_several_changes_in_a_row() -> None:
+    assert _is_steady([1.0, 1.0, 1.0, 1.0], 1e-9)
+    assert not _is_steady([1.0, 1.0, 1.0], 1e-9)
+    assert not _is_steady([2.0, 1.0, 1.0, 1.0], 1e-9)
+    assert not _is_steady([1.0, 0.9, 0.8, 0.7], 0.1)
+    assert _is_steady([0.0, 0.0, 0.0, 0.0], 1e-9)
+
+
+def test_fit__reports_exact_errors_at_the_end(blocks: Blocks) -> None:
+    mf = MatrixFactorization(4, epochs=5).fit(blocks)
+    assert mf.history_.train_rmse is not None
+    assert mf.history_.train_rmse**2 == pytest.approx(exact_mse(mf, blocks), rel=1e-5)
+    assert mf.history_.holdout_rmse is not None
+    # Seen on the way, the holdout is predicted in the middle of the last epoch.
+    assert mf.history_.holdout_rmse == pytest.approx(mf.history_[-1].holdout_rmse, rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"target_cost": 0.35, "epochs": 200}, {"step_size": 3.0, "epochs": 12}])
+def test_fit__does_not_depend_on_the_length_of_a_generation(
+    options: dict[str, Any], blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for n in (1, 3, 5, 50):
+        monkeypatch.setattr(trainer, "EPOCHS_PER_GENERATION", n)
+        mf = MatrixFactorization(8, **options).fit(blocks)
+        mf.save(tmp_path / str(n))
+        found.append(files(tmp_path / str(n)))
+    assert all(other == found[0] for other in found)
+
+
+@pytest.mark.parametrize("step_size", [1.0, 10.0, 1e4])
+def test_fit__rolls_back_from_steps_that_are_too_large(step_size: float, blocks: Blocks) -> None:
+    mf = MatrixFactorization(8, step_size=step_size, epochs=30).fit(blocks)
+    history = mf.history_
+    assert history.rollbacks > 0
+    assert len(history) == 30
+    assert history[-1].step_size < step_size
+    assert history.train_rmse is not None
+    assert history.train_rmse < blocks.moments.std  # better than the mean alone
+    assert np.isfinite(mf.reconstruct()).all()
+
+
+def test_fit__gives_up_when_no_step_helps(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "DIVERGED", 0.0)
+    with pytest.raises(DivergedError, match="the cost grows even with a step size of .*; look for .* or raise reg"):
+        MatrixFactorization(2, epochs=3).fit(blocks)
+
+
+SCALES = [(0, 1), (1, 5), (-10, 10), (0, 1_000_000), (1e6, 1e6 + 1), (0, 1e-6)]
+
+
+@pytest.mark.parametrize(("low", "high"), SCALES)
+def test_fit__takes_ratings_of_every_scale_with_the_same_defaults(low: float, high: float, tmp_path: Path) -> None:
+    table = random_ratings(20_000, 400, 150, coded=False)
+    values = table["rating"].to_numpy().astype(np.float64)
+    values = low + (high - low) * (values - values.min()) / np.ptp(values)
+    source = write(tmp_path / "r.parquet", table.set_column(2, "rating", [values]))
+    mf = MatrixFactorization(8).fit(source, holdout=0.1)
+    assert mf.history_.rollbacks == 0
+    assert mf.history_.holdout_rmse is not None
+    # The share of the spread that is left is the same on every scale; float32 itself is coarse at 1e6 + [0, 1].
+    assert mf.history_.holdout_rmse / values.std() == pytest.approx(0.321, abs=0.03)
+    assert np.isfinite(mf.reconstruct()).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5, -1e6])
+def test_fit__takes_ratings_that_are_all_the_same(value: float, tmp_path: Path) -> None:
+    table = random_ratings(500, 40, 30)
+    source = write(tmp_path / "r.parquet", table.set_column(2, "rating", [np.full(500, value)]))
+    mf = MatrixFactorization(4).fit(source)
+    assert (mf.reconstruct() == np.float32(value)).all()
+    assert mf.history_.stopped == "converged"
+
+
+def test_fit__logs_a_line_per_epoch(blocks: Blocks, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "distmf"):
+        MatrixFactorization(4, epochs=12, tol=0).fit(blocks)
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch")]
+    assert len(lines) == 12
+    for n, line in enumerate(lines, start=1):
+        assert line.startswith(f"epoch {n:2d}/12  train RMSE ")
+        for word in ("holdout RMSE ", "step ", " M ratings/s", " s left"):
+            assert word in line
+
+
+def test_fit__keeps_the_last_good_model_when_interrupted(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = trainer.Trainer._accept, []
+
+    def accept(self: trainer.Trainer, outcome: Any) -> None:
+        original(self, outcome)
+        calls.append(self.state.epoch)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.Trainer, "_accept", accept)
+    mf = MatrixFactorization(4, epochs=50, tol=0)
+    with pytest.raises(KeyboardInterrupt):
+        mf.fit(blocks)
+    assert mf.history_.stopped == "interrupted"
+    assert len(mf.history_) == 10
+    monkeypatch.undo()
+    assert math.isfinite(exact_mse(mf, blocks))
