@@ -190,6 +190,13 @@ class Blocks:
     def read(self, key: BlockKey, part: Part) -> Ratings:
         """Return the ratings of one part of a block, read-only, from the cache of this process if they are there.
 
+        Parameters
+        ----------
+        key : BlockKey
+            Which block.
+        part : {"train", "holdout"}
+            Ratings to train on, or held out.
+
         Raises
         ------
         StoreError
@@ -217,7 +224,20 @@ class Blocks:
         return parts, len(data)
 
     def numbers(self, key: BlockKey, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the row and column numbers of the ratings of one part of a block."""
+        """Return the row and column numbers of the ratings of one part of a block.
+
+        Parameters
+        ----------
+        key : BlockKey
+            Which block.
+        part : {"train", "holdout"}
+            Ratings to train on, or held out.
+
+        Returns
+        -------
+        rows, cols : int64, shape (n,)
+            In the order of the ratings that `read` returns.
+        """
         ratings = self.read(key, part)
         tile = np.repeat(np.arange(len(ratings.offsets) - 1), np.diff(ratings.offsets))
         tile_row, tile_col = np.divmod(tile, ratings.n_tile_cols)

@@ -128,7 +128,7 @@ class _Group(click.Group):
             click.echo(f"distmf: {err}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as interrupt:
-            click.echo(f"distmf: interrupted; {interrupt or 'nothing was written'}", err=True)
+            click.echo(f"distmf: interrupted; {str(interrupt) or 'nothing was written'}", err=True)
             ctx.exit(INTERRUPTED)
 
 

@@ -328,7 +328,17 @@ class MatrixFactorization:
         return self.model_.predict(user_ids, item_ids, clip=clip)[0]
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
-        """Return for each (user, item) pair whether its user or its item was not trained on; shape (n,)."""
+        """Return for each (user, item) pair whether its user or its item was not trained on.
+
+        Parameters
+        ----------
+        user_ids, item_ids : array-like, shape (n,)
+            Raw ids.
+
+        Returns
+        -------
+        bool, shape (n,)
+        """
         return self.model_.predict(user_ids, item_ids)[1]
 
     def reconstruct(self, *, clip: bool = True) -> Float32:

@@ -1,10 +1,10 @@
-"""Why does my matrix factorization not converge? Hide cells of a small matrix, train on the rest, predict the hidden ones.
+"""Why does my matrix factorization not converge? Hide cells of a small matrix, train on the others, predict them.
 
     python examples/hidden_cells.py --hidden 2 --seed 0
 
-What must be right for it to converge: the cost is a mean over the set cells only; all updates of a rating use the values
-from before it; the sign of λ; biases that are updated one at a time; an order that is new in each epoch; and rules that
-end the training on the change of the cost, at a target, or after so many epochs.
+What must be right for it to converge: the cost is a mean over the set cells only; all updates of a rating use the
+values from before it; the sign of λ; biases that are updated one at a time; an order that is new in each epoch; and
+rules that end the training on the change of the cost, at a target, or after so many epochs.
 """
 
 import argparse

@@ -10,11 +10,11 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from distmf import block_ratings, blocking, blocks, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.errors import MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey
-
 from tests.helpers import files, random_ratings, write
 
 Triple = tuple[Any, Any, float]

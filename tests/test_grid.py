@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from distmf.errors import MemoryBudgetError
-from distmf.grid import choose_shape, cut, offset_dtype, projected_bytes, tile_shape
 from hypothesis import given
 from hypothesis import strategies as st
+
+from distmf.errors import MemoryBudgetError
+from distmf.grid import choose_shape, cut, offset_dtype, projected_bytes, tile_shape
 
 
 def test_projected_bytes__counts_every_term() -> None:
@@ -21,8 +22,9 @@ def test_choose_shape__fits_the_budget_or_names_both_numbers(
 ) -> None:
     try:
         shape = choose_shape(n_users, n_items, n_ratings, rank, budget)
-    except MemoryBudgetError as err:
-        assert f"{budget:,}" in str(err)
+    except MemoryBudgetError:
+        with pytest.raises(MemoryBudgetError, match=f"{budget:,}"):
+            choose_shape(n_users, n_items, n_ratings, rank, budget)
         return
     assert 1 <= shape.rows <= n_users
     assert 1 <= shape.cols <= n_items

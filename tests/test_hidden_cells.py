@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from distmf import MatrixFactorization, always, graph, kernel, non_negative, not_nan
 from distmf.errors import RatingsError
 from distmf.kernel import Hyperparameters, Ratings, aligned_empty
@@ -134,26 +135,24 @@ def test_defect__samples_shuffled_once_and_not_each_epoch(monkeypatch: pytest.Mo
     assert len(orders) == len(set(orders)) == 30  # what the order within a block is drawn from; see test_kernel
 
 
-def test_defect__factors_initialised_at_the_scale_of_the_mean() -> None:
-    for shift in (0, 1000):
-        blocks = []
-        original = graph.first_state
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_defect__factors_initialised_at_the_scale_of_the_mean(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[tuple[graph.Training, graph.State]] = []
+    original = graph.first_state
 
-        def first_state(training: graph.Training) -> graph.State:
-            state = original(training)
-            blocks.append((training, state))
-            return state
+    def first_state(training: graph.Training) -> graph.State:
+        first.append((training, original(training)))
+        return first[0][1]
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distmf.trainer.first_state", first_state)
-            MatrixFactorization(8, epochs=1).fit(MATRIX + shift)
-        (training, state) = blocks[0]
-        assert training.hyper.mean == pytest.approx(MATRIX.mean() + shift)
-        for side in (state.rows[0].rows, state.cols[0].side):
-            assert not side.biases.any()
-            factors = side.factors[:, :8]
-            assert np.abs(factors @ factors.T).max() < 0.5  # in standard deviations, not in means
-            assert factors.std() == pytest.approx(0.1, rel=0.5)
+    monkeypatch.setattr("distmf.trainer.first_state", first_state)
+    MatrixFactorization(8, epochs=1).fit(MATRIX + shift)
+    training, state = first[0]
+    assert training.hyper.mean == pytest.approx(MATRIX.mean() + shift)
+    for side in (state.rows[0].rows, state.cols[0].side):
+        assert not side.biases.any()
+        factors = side.factors[:, :8]
+        assert np.abs(factors @ factors.T).max() < 0.5  # in standard deviations, not in means
+        assert factors.std() == pytest.approx(0.1, rel=0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))

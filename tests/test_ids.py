@@ -3,10 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from distmf.errors import RatingsError
-from distmf.ids import IdCounts, IdMap, _refuse_collisions, hash_ids, mix, salt, unmix
 from hypothesis import given
 from hypothesis import strategies as st
+
+from distmf.errors import RatingsError
+from distmf.ids import IdCounts, IdMap, _refuse_collisions, hash_ids, mix, salt, unmix
 
 WIDTHS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 SALT = salt(3, "user")

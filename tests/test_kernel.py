@@ -5,9 +5,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from distmf import kernel
 from distmf.kernel import Hyperparameters, Ratings, aligned_empty, padded_rank
-
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]

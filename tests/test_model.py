@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from distmf import Blocks, MatrixFactorization, block_ratings, evaluate, load
-from distmf.errors import NotFittedError, RatingsError, StoreError
-from distmf.model import top
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distmf import Blocks, MatrixFactorization, block_ratings, evaluate, load
+from distmf.errors import NotFittedError, RatingsError, StoreError
+from distmf.model import top
 from tests.helpers import files, random_ratings, write
 
 TABLE = random_ratings(4000, 200, 80)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from distmf import ratings as module
 from distmf.errors import RatingsError
 from distmf.ratings import Batch, Columns, open_ratings, read_ids, read_piece
-
 from tests.helpers import random_ratings, write
 
 COLUMNS = Columns()

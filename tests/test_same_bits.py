@@ -9,9 +9,9 @@ import dask.threaded
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from distmf import MatrixFactorization, block_ratings, graph
 from distmf.graph import Side
-
 from tests.helpers import files, random_ratings, write
 
 TABLE = random_ratings(30_000, 1000, 400)

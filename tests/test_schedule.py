@@ -2,10 +2,11 @@
 
 import itertools
 
-from distmf.grid import BlockKey, Shape
-from distmf.schedule import strata
 from hypothesis import given
 from hypothesis import strategies as st
+
+from distmf.grid import BlockKey, Shape
+from distmf.schedule import strata
 
 shapes = st.builds(Shape, st.integers(1, 12), st.integers(1, 12))
 numbers = st.integers(0, 2**31)

@@ -3,9 +3,10 @@
 import math
 
 import pytest
-from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState
 from hypothesis import given
 from hypothesis import strategies as st
+
+from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState
 
 
 def steps(rule: StepRule, costs: list[float | None]) -> list[float]:

@@ -3,12 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from distmf import tiles
 from distmf.blocks import Layout, Moments
 from distmf.grid import BlockKey
 from distmf.tiles import Duplicates, record_dtype, sort_part
-from hypothesis import given
-from hypothesis import strategies as st
 
 LAYOUTS = [
     Layout((0, 700, 1300), (0, 300), (256, 256), (1.0, 2.0, 4.5)),

@@ -1,5 +1,6 @@
 """When training stops, what it does when the cost grows, and that it never ends in NaN."""
 
+import itertools
 import logging
 import math
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from distmf import Blocks, MatrixFactorization, block_ratings, trainer
 from distmf.errors import DivergedError
 from distmf.trainer import _is_steady
-
 from tests.helpers import files, random_ratings, write
 
 
@@ -52,7 +53,7 @@ def test_fit__stops_when_the_cost_stays(blocks: Blocks) -> None:
     mf = MatrixFactorization(4, epochs=500, step_size=0.05, step_decay=0.7, tol=1e-4).fit(blocks)
     assert mf.history_.stopped == "converged"
     costs = [epoch.train_rmse**2 for epoch in mf.history_]
-    changes = [abs(after / before - 1) for before, after in zip(costs, costs[1:], strict=False)]
+    changes = [abs(after / before - 1) for before, after in itertools.pairwise(costs)]
     assert max(changes[-3:]) <= 1e-4
     assert all(max(changes[n : n + 3]) > 1e-4 for n in range(len(changes) - 3))
     assert (

@@ -1,0 +1,279 @@
+"""The commands: what they print, write and refuse, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+import distmf
+from distmf.cli import main
+from tests.helpers import files, random_ratings, write
+
+TABLE = random_ratings(4000, 200, 80)
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ratings, their blocks, and a model."""
+    path = tmp_path_factory.mktemp("cli")
+    write(path / "r.parquet", TABLE)
+    assert run("block", path / "r.parquet", path / "blocks", "--holdout", 0.1, "--rank", 8, "-q").exit_code == 0
+    assert run("train", path / "blocks", path / "model", "--rank", 8, "--epochs", 5, "-q").exit_code == 0
+    return path
+
+
+def test_block__prints_what_inspect_prints(folder: Path, tmp_path: Path) -> None:
+    arguments = folder / "r.parquet", tmp_path / "b", "--holdout", 0.2, "--grid", "2x3", "--seed", 4
+    found = as_json(run("block", *arguments, "--memory-per-task", "64 MiB", "--duplicates", "error", "--json"))
+    assert found == as_json(run("inspect", tmp_path / "b", "--json"))
+    assert found["kind"] == "blocks"
+    assert found["grid"] == [2, 3]
+    assert (found["n_users"], found["n_items"]) == (200, 80)
+    assert found["n_ratings"] + found["n_holdout"] == 4000
+    assert (
+        found["ratings_per_block"]["least"]
+        <= found["ratings_per_block"]["median"]
+        <= found["ratings_per_block"]["most"]
+    )
+    assert 3 <= found["bytes_per_rating"] < 4  # one byte each for row, column and code
+    assert (found["holdout"], found["duplicates"], found["seed"], found["n_duplicates"]) == (0.2, "error", 4, 0)
+    text = run("inspect", tmp_path / "b").stdout
+    for word in ("200 (int64)", "2 × 3 blocks", "at least", "in the median", "at most", "bytes a rating", "held out"):
+        assert word in text
+
+
+def test_train__from_blocks_and_from_raw_ratings_is_the_same(folder: Path, tmp_path: Path) -> None:
+    options = "--rank", 8, "--epochs", 5, "--json"
+    found = as_json(run("train", folder / "r.parquet", tmp_path / "m", "--holdout", 0.1, *options))
+    assert files(tmp_path / "m") == files(folder / "model")
+    assert found["epochs"] == 5
+    assert found["stopped"] == "epochs"
+    assert 0 < found["train_rmse"] < found["holdout_rmse"] < 1.5
+    assert found["ratings_per_second"] > 0
+    assert found["seconds"] > 0
+    inspected = as_json(run("inspect", tmp_path / "m", "--json"))
+    assert inspected["kind"] == "model"
+    assert inspected["holdout_rmse"] == found["holdout_rmse"]
+    assert inspected["hyperparameters"]["rank"] == 8
+    without = as_json(run("train", folder / "r.parquet", tmp_path / "m", *options))
+    assert without["holdout_rmse"] is None
+
+
+def test_train__passes_every_option_on(folder: Path, tmp_path: Path) -> None:
+    options = {"rank": 3, "reg": 0.2, "bias_reg": 0.3, "epochs": 4, "step_size": 0.01, "step_decay": 0.9, "tol": 0.5}
+    options |= {"target_cost": 0.125, "seed": 9}
+    flags = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), value)]
+    assert run("train", folder / "blocks", tmp_path / "m", *flags).exit_code == 0
+    assert distmf.load(tmp_path / "m").hyperparameters == options
+
+
+def test_train__shows_progress_unless_quiet(folder: Path, tmp_path: Path) -> None:
+    loud = run("train", folder / "blocks", tmp_path / "m", "--epochs", 3, "--tol", 0)
+    assert loud.stderr.count("\nepoch ") + loud.stderr.startswith("epoch ") == 3
+    assert loud.stdout.startswith("stopped after 3 epochs: all epochs are done; train RMSE ")
+    quiet = run("train", folder / "blocks", tmp_path / "m", "--epochs", 3, "-q")
+    assert quiet.stderr == ""
+    assert "saved in" in quiet.stdout
+
+
+def test_evaluate(folder: Path) -> None:
+    found = as_json(run("evaluate", folder / "model", folder / "r.parquet", "--json"))
+    assert found == dict(distmf.evaluate(distmf.load(folder / "model"), folder / "r.parquet"))
+    assert f"RMSE {found['rmse']:.4f}" in run("evaluate", folder / "model", folder / "r.parquet").stdout
+
+
+def test_predict(folder: Path, tmp_path: Path) -> None:
+    pairs = write(tmp_path / "p.parquet", {"u": [3, 999, 4], "item_id": [5, 6, 7]})
+    found = as_json(run("predict", folder / "model", pairs, tmp_path / "out.parquet", "--user", "u", "--json"))
+    assert (found["n"], found["n_unseen"]) == (3, 1)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["u", "item_id", "prediction", "is_unseen"]
+    assert table["u"].to_pylist() == [3, 999, 4]
+    assert table["is_unseen"].to_pylist() == [False, True, False]
+    expected = distmf.load(folder / "model").predict([3, 999, 4], [5, 6, 7])
+    np.testing.assert_array_equal(table["prediction"].to_numpy(), expected)
+
+
+def test_recommend(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    found = as_json(run("recommend", folder / "model", out, "-n", 3, "--json"))
+    assert (found["n"], found["n_users"]) == (600, 200)
+    users = write(tmp_path / "u.parquet", {"who": [7, 3]})
+    arguments = "recommend", folder / "model", out, "--users", users, "--user", "who", "-n", 4
+    assert run(*arguments, "--exclude", folder / "blocks").exit_code == 0
+    table = pq.read_table(out).to_pydict()
+    best = distmf.load(folder / "model").recommend([7, 3], n=4, exclude=folder / "blocks")
+    assert table["user_id"] == [7] * 4 + [3] * 4
+    assert table["item_id"] == best.item_ids.reshape(-1).tolist()
+    assert table["rank"] == [1, 2, 3, 4] * 2
+    assert table["score"] == best.scores.reshape(-1).tolist()
+
+
+def test_recommend__leaves_out_places_for_which_no_item_is_left(folder: Path, tmp_path: Path) -> None:
+    assert (
+        run("recommend", folder / "model", tmp_path / "o.parquet", "-n", 80, "--exclude", folder / "blocks").exit_code
+        == 0
+    )
+    table = pq.read_table(tmp_path / "o.parquet")
+    assert len(table) == 200 * 80 - 4000
+    assert np.isfinite(table["score"].to_numpy()).all()
+
+
+def test_demo__ends_near_the_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = as_json(run("demo", "--json", "-q"))
+    assert found["ratio"] < 1.02
+    assert found["test_rmse"] == pytest.approx(found["ratio"] * found["noise_floor"])
+
+
+def test_demo__shows_what_it_does() -> None:
+    result = run("demo", "--seed", 1, "--threads", 1)
+    for word in (
+        "3,000,000 ratings",
+        "distmf block",
+        "distmf train",
+        "distmf evaluate",
+        "distmf recommend",
+        "best possible",
+    ):
+        assert word in result.stdout
+    assert result.stderr.count("train RMSE") == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere", "m"], "nowhere: no such file"),
+        (["train", "{folder}/r.parquet", "{folder}"], "is not what distmf would replace"),
+        (["train", "{folder}/r.parquet", "m", "--user", "usr"], "no column 'usr'"),
+        (["train", "{folder}/r.parquet", "m", "--memory-per-task", "1 KiB"], "memory_per_task is 1,024"),
+        (["train", "{folder}/r.parquet", "m", "--grid", "500x2"], "grid is 500 × 2"),
+        (["block", "{folder}/model", "b"], "items.parquet: there is no column 'user_id'"),
+        (["evaluate", "{folder}/blocks", "{folder}/r.parquet"], "model.json is missing"),
+        (["predict", "{folder}/model", "{folder}/none.parquet", "o"], "no such file"),
+        (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
+        (["recommend", "{folder}/none", "o"], "model.json is missing"),
+        (["recommend", "{folder}/model", "o", "--exclude", "{folder}/none"], "manifest.json is missing"),
+        (["inspect", "{folder}"], "there are neither blocks nor a model in it"),
+        (["inspect", "{folder}/none"], "it does not exist"),
+    ],
+)
+def test_problems__end_with_1_and_a_message_without_a_traceback(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*(argument.format(folder=folder) for argument in arguments))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("distmf: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Missing argument 'RATINGS_OR_BLOCKS'"),
+        (["train", "a", "m", "--rank", "0"], "'--rank': 0 is not in the range 1<=x<=512"),
+        (["train", "a", "m", "--holdout", "1"], "'--holdout': 1.0 is not in the range"),
+        (["train", "a", "m", "--step-size", "fast"], "'--step-size': 'fast'"),
+        (["train", "a", "m", "--step-size", "0"], "'--step-size': 0.0 is not in the range x>0"),
+        (["train", "a", "m", "--grid", "4"], "'4' is not a grid; write for example 8x8"),
+        (["train", "a", "m", "--memory-per-task", "much"], "'much' is not an amount of memory"),
+        (["train", "{folder}/blocks", "m", "--holdout", "0.2"], "--holdout: only for raw ratings"),
+        (["train", "a", "m", "--epochs", "0"], "'--epochs': 0 is not in the range"),
+        (["recommend", "a", "o", "-n", "0"], "'-n': 0 is not in the range"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)
+def test_wrong_usage__ends_with_2(arguments: list[str], message: str, folder: Path) -> None:
+    result = run(*(argument.format(folder=folder) for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_help__says_what_every_option_is() -> None:
+    for name, command in main.commands.items():
+        text = run(name, "--help").stdout
+        assert command.help is not None
+        for parameter in command.params:
+            if "--json" in parameter.opts or parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.opts)  # type: ignore[attr-defined]
+                assert parameter.opts[0] in text
+    assert "distmf demo" in run("--help").stdout
+    assert distmf.__version__ in run("--version").stdout
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    command = [sys.executable, "-u", "-m", "distmf", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt__while_training_saves_the_model_and_leaves_no_temporary_files(
+    number: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    with start("train", folder / "r.parquet", tmp_path / "m", "--epochs", 1_000_000, "--tol", 0, "--json") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch  ") and "epoch      20/" in line:
+                break
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert "distmf: interrupted; the model after epoch " in errors.splitlines()[-1]
+    found = as_json(run("inspect", tmp_path / "m", "--json"))
+    assert found["stopped"] == "interrupted"
+    assert found["epochs"] >= 15  # those that were logged, but for a generation under way
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_interrupt__while_blocking_leaves_nothing(tmp_path: Path, no_leaks: Path) -> None:
+    n = 3_000_000
+    rng = np.random.default_rng(0)
+    ids = pa.array(rng.integers(0, 2**40, n))
+    source = write(
+        tmp_path / "r.parquet", {"user_id": ids, "item_id": ids, "rating": rng.random(n)}, row_group_size=50_000
+    )
+    with start("train", source, tmp_path / "m", "--threads", 1) as process:
+        deadline = time.monotonic() + 60
+        while not list(no_leaks.rglob("*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "distmf: interrupted; nothing was written" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_output__to_a_closed_pipe_is_no_traceback(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "distmf", "inspect", str(folder / "model")]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert "Traceback" not in done.stderr

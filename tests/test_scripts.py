@@ -1,0 +1,45 @@
+"""The examples and the benchmarks run."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("hidden", [0, 2, 5])
+def test_hidden_cells__shows_all_and_the_error_on_the_hidden_cells(hidden: int) -> None:
+    output = run("examples/hidden_cells.py", "--hidden", str(hidden))
+    for word in (
+        "user factors",
+        "item factors",
+        "user biases",
+        "item biases",
+        "mean μ",
+        "matrix",
+        "prediction",
+        "difference",
+    ):
+        assert word in output
+    assert "the target cost is reached" in output
+    assert f"on the {20 - hidden} set cells: 0.00" in output
+    assert output.count("hidden cell (") == hidden
+
+
+def test_benchmark_of_the_kernel__runs() -> None:
+    output = run("benchmarks/kernel.py", "--toy")
+    assert "copy bound" in output
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
+def test_benchmark_beside_libmf__runs() -> None:
+    assert "distmf, 1 thread" in run("benchmarks/libmf.py", "--toy")

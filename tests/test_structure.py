@@ -1,0 +1,120 @@
+"""The flow of imports, the public names, their docstrings, and what importing costs."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import distmf
+
+PACKAGE = Path(distmf.__file__).parent
+
+# Modules may import those on the lines above them, and from their own line what stands further left.
+LEVELS = """
+errors clock sizes progress cache
+kernel store grid stepsize history
+ids schedule ratings
+blocks
+tiles engine
+blocking graph
+model trainer
+factorization datasets
+evaluate describe
+demo
+cli
+"""
+ORDER = {name: n for n, name in enumerate(LEVELS.split())}
+
+# Packages that only some modules may import.
+RESTRICTED = {
+    "numba": {"kernel", "ids"},
+    "llvmlite": {"kernel"},
+    "dask": {"engine", "graph", "blocking"},
+    "distributed": {"engine"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "fsspec": {"store"},
+}
+
+
+def imports(module: str) -> set[str]:
+    """Return the dotted names that a module imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = sorted({path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"})
+
+
+def test_levels__name_every_module() -> None:
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports__go_one_way(module: str) -> None:
+    for name in imports(module):
+        package, *rest = name.split(".")
+        if package == "distmf" and rest and rest[0] in ORDER:
+            assert ORDER[rest[0]] < ORDER[module], f"{module} imports {name}"
+        assert module in RESTRICTED.get(package, {module}), f"{module} imports {name}"
+
+
+def test_all__is_what_is_visible() -> None:
+    # Submodules become attributes when they are imported; the public ones are in __all__ all the same.
+    visible = {
+        name
+        for name, value in vars(distmf).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    functions = {name for name in distmf.__all__ if not isinstance(getattr(distmf, name), types.ModuleType)}
+    assert visible - {"version"} == functions - {"__version__"}
+    assert {"datasets", "errors"} <= set(distmf.__all__)
+    assert distmf.__all__ == sorted(distmf.__all__)
+
+
+def public() -> list[object]:
+    found: list[object] = []
+    for name in distmf.__all__:
+        value = getattr(distmf, name)
+        found += [value] if callable(value) else []
+        if inspect.isclass(value):
+            found += [method for key, method in vars(value).items() if not key.startswith("_") and callable(method)]
+    return [*found, distmf.datasets.planted_ratings]
+
+
+@pytest.mark.parametrize("value", public(), ids=lambda value: getattr(value, "__qualname__", str(value)))
+def test_docstrings__describe_every_parameter(value: object) -> None:
+    text = inspect.getdoc(value)
+    assert text
+    assert text.splitlines()[0].endswith(".")
+    if inspect.isclass(value):
+        return
+    parameters = [name for name in inspect.signature(value).parameters if name not in ("self", "options")]  # type: ignore[arg-type]
+    if len(parameters) > 1:
+        section = text.partition("Parameters\n----------")[2]
+        assert all(name in section for name in parameters), parameters
+
+
+def test_import__is_quick_about_what_it_needs_not() -> None:
+    code = "import sys, distmf; print(sorted({'distributed', 'pandas', 'rich', 'click'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_readme__names_only_what_exists() -> None:
+    root = PACKAGE.parent
+    names = set(re.findall(r"(?:benchmarks|examples|deploy|tests|distmf)/[\w./]+\w", (root / "README.md").read_text()))
+    assert {"benchmarks/kernel.py", "benchmarks/libmf.py", "examples/hidden_cells.py"} <= names
+    for name in names | {"CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "deploy/README.md"}:
+        assert (root / name).exists(), name
