@@ -9,7 +9,8 @@ without):
     python benchmarks/libmf.py
 
 Updates per second come from the difference between a long and a short training, so that neither LIBMF's preparation nor
-distmf's compilation counts. The last table has whole commands, from raw Parquet to a saved model.
+distmf's compilation counts. *Kernel* is distmf's pass over the same blocks without the schedule, the graph and the pure
+tasks' copies. The last table has whole commands, from raw Parquet to a saved model.
 """
 
 import argparse
@@ -30,6 +31,8 @@ sys.path[0] = str(Path(__file__).parents[1])  # the script's own folder would hi
 
 import distmf  # noqa: E402
 from benchmarks.common import in_turn, machine, markdown  # noqa: E402
+from distmf import kernel  # noqa: E402
+from distmf.grid import BlockKey  # noqa: E402
 
 try:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -56,6 +59,25 @@ def seconds_distmf(blocks: distmf.Blocks, rank: int, threads: int, epochs: int) 
     mf = distmf.MatrixFactorization(rank, epochs=epochs, tol=0)
     start = time.perf_counter()
     mf.fit(blocks, threads=threads)
+    return time.perf_counter() - start
+
+
+def seconds_kernel(blocks: distmf.Blocks, rank: int) -> float:
+    """Return the wall time of one pass of the kernel over all blocks, one thread, in place."""
+    hyper = kernel.Hyperparameters(blocks.moments.mean, blocks.moments.std, 0.05, 0.02)
+    rng = np.random.default_rng(0)
+    sides = []
+    for cuts in (blocks.layout.row_cuts, blocks.layout.col_cuts):
+        factors = [kernel.aligned_empty(n, kernel.padded_rank(rank)) for n in np.diff(cuts)]
+        for array in factors:
+            array[:] = rng.normal(0, 0.1, array.shape)
+        sides.append((factors, [np.zeros(n, dtype=np.float32) for n in np.diff(cuts)]))
+    (P, b_u), (Q, b_i) = sides
+    kernel.compile_for(blocks.read(BlockKey(0, 0), "train"), rank)
+    start = time.perf_counter()
+    for row, col in blocks.entries:
+        ratings = blocks.read(BlockKey(row, col), "train")
+        kernel.train_block(ratings, P[row], Q[col], b_u[row], b_i[col], hyper, 0.02, 0)
     return time.perf_counter() - start
 
 
@@ -101,23 +123,33 @@ def compare(train: np.ndarray, test: np.ndarray, blocks: distmf.Blocks, ranks: l
             for threads in (1, 2)
             for name, seconds, data in (("libmf", seconds_libmf, train), ("distmf", seconds_distmf, blocks))
             for epochs in (SHORT, LONG)
-        }
+        } | {"kernel": functools.partial(seconds_kernel, blocks, rank)}
         found = in_turn(runs, rounds)
         speed = {
             key: (LONG - SHORT) * len(train) / max(found[*key, LONG] - found[*key, SHORT], 1e-9) / 1e6
-            for key in {key[:2] for key in runs}
+            for key in {key[:2] for key in runs if key != "kernel"}
         }
+        alone = len(train) / found["kernel"] / 1e6
         ratios = [speed[threads, "distmf"] / speed[threads, "libmf"] for threads in (1, 2)]
         gain = speed[2, "distmf"] / speed[1, "distmf"]
         rows.append(
             [rank]
             + [f"{speed[threads, name]:.0f} M" for threads in (1, 2) for name in ("libmf", "distmf")]
+            + [f"{alone:.0f} M", f"{alone / speed[1, 'libmf']:.1f} ×"]
             + [f"{ratio:.1f} ×" for ratio in ratios]
             + [f"{gain:.2f} ×"]
             + [f"{error:.4f}" for error in errors(train, test, blocks, rank)]
         )
     header = ["rank", "LIBMF, 1 thread", "distmf, 1 thread", "LIBMF, 2 threads", "distmf, 2 threads"]
-    header += ["ratio, 1 thread", "ratio, 2 threads", "distmf: 2 threads / 1", "test RMSE LIBMF", "test RMSE distmf"]
+    header += [
+        "kernel, 1 thread",
+        "kernel / LIBMF",
+        "ratio, 1 thread",
+        "ratio, 2 threads",
+        "distmf: 2 threads / 1",
+        "test RMSE LIBMF",
+        "test RMSE distmf",
+    ]
     print(markdown(header, rows), flush=True)
 
 

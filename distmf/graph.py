@@ -115,7 +115,7 @@ class Generation(NamedTuple):
 
 
 def first_state(training: Training) -> State:
-    """Return the state before the first epoch: no biases; small random factors, or zero if there is nothing to learn."""
+    """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
     layout = training.blocks.layout
     rows = tuple(Visited(side, None) for side in _first_sides(training, "user", layout.row_cuts))
     cols = tuple(Column(side, Cost(0.0, 0.0)) for side in _first_sides(training, "item", layout.col_cuts))
