@@ -32,10 +32,9 @@ def main() -> None:
                 x, y = left + col * CELL, top + row * CELL
                 parts.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="3" fill="{fill}"/>')
         if subepoch == 0:
-            for row in range(SIZE):
-                parts.append(f'<text x="{left - 26}" y="{top + row * CELL + 21}">P{row + 1}</text>')
-        for col in range(SIZE):
-            parts.append(f'<text x="{left + col * CELL + 8}" y="{top + SIZE * CELL + 16}">Q{col + 1}</text>')
+            parts += [f'<text x="{left - 26}" y="{top + row * CELL + 21}">P{row + 1}</text>' for row in range(SIZE)]
+        y = top + SIZE * CELL + 16
+        parts += [f'<text x="{left + col * CELL + 8}" y="{y}">Q{col + 1}</text>' for col in range(SIZE)]
     caption = "A row block P stays with its worker, a column block Q moves on to a neighbour. No barrier in between."
     parts += [f'<text x="{GAP}" y="{height - 14}">{caption}</text>', "</svg>"]
     Path(__file__).with_name("grid.svg").write_text("\n".join(parts) + "\n")
