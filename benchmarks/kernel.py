@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf import kernel  # noqa: E402
-from distmf.kernel import LANES, Hyperparameters, Ratings, aligned_empty, padded_rank  # noqa: E402
+from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, aligned_empty, padded_rank  # noqa: E402
 
 SHIFT = 50  # of the power laws of users and items
 
@@ -115,7 +115,7 @@ def runs_at(rank: int, orders: dict[str, Ratings], n_users: int, n_items: int) -
         factors[:] = rng.normal(0, 0.1, factors.shape)
 
     def train(ratings: Ratings) -> None:
-        kernel.train_block(ratings, P, Q, b_u, b_i, hyper, 0.01, 1)
+        kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), hyper, 0.01, 1)
 
     tiles, copy = orders["tiles"], copy_pass(n_floats)
     others = aligned_empty(*P.shape), aligned_empty(*Q.shape)

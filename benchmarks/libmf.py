@@ -71,13 +71,13 @@ def seconds_kernel(blocks: distmf.Blocks, rank: int) -> float:
         factors = [kernel.aligned_empty(n, kernel.padded_rank(rank)) for n in np.diff(cuts)]
         for array in factors:
             array[:] = rng.normal(0, 0.1, array.shape)
-        sides.append((factors, [np.zeros(n, dtype=np.float32) for n in np.diff(cuts)]))
-    (P, b_u), (Q, b_i) = sides
+        sides.append([kernel.FactorBlock(array, np.zeros(len(array), dtype=np.float32)) for array in factors])
+    rows, cols = sides
     kernel.compile_for(blocks.read(BlockKey(0, 0), "train"), rank)
     start = time.perf_counter()
     for row, col in blocks.entries:
         ratings = blocks.read(BlockKey(row, col), "train")
-        kernel.train_block(ratings, P[row], Q[col], b_u[row], b_i[col], hyper, 0.02, 0)
+        kernel.train_block(ratings, rows[row], cols[col], hyper, 0.02, 0)
     return time.perf_counter() - start
 
 

@@ -8,7 +8,8 @@ from distmf import datasets, errors
 from distmf.blocking import block_ratings
 from distmf.blocks import Blocks, open_blocks
 from distmf.evaluate import evaluate
-from distmf.factorization import MatrixFactorization, always, load, non_negative, not_nan
+from distmf.factorization import MatrixFactorization, load
+from distmf.matrix import always, non_negative, not_nan
 
 __version__ = version("distmf")
 

@@ -6,7 +6,7 @@ import math
 import numbers
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,35 +15,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distmf import graph
 from distmf.blocking import block_matrix, block_ratings
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.engine import ThreadEngine
-from distmf.errors import NotFittedError, RatingsError
+from distmf.errors import NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
-from distmf.kernel import MAX_RANK, Hyperparameters
+from distmf.kernel import MAX_RANK, FactorBlock, Hyperparameters
+from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.model import MANIFEST, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
-
-IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
-
-
-def non_negative(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which values are set, where negative numbers (and NaN) mark the unset ones."""
-    return np.asarray(values >= 0)
-
-
-def always(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return that every value is set."""
-    return np.ones(np.shape(values), dtype=np.bool_)
-
-
-def not_nan(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which values are set, where NaN marks the unset ones: the default."""
-    return np.asarray(~np.isnan(values))
 
 
 class MatrixFactorization:
@@ -199,7 +182,7 @@ class MatrixFactorization:
         elif isinstance(ratings, str | Path):
             yield open_blocks(ratings)
         else:
-            matrix, mask = _matrix(ratings, is_set)
+            matrix, mask = set_entries(ratings, is_set)
             path = f"memory://distmf-{uuid.uuid4().hex}"
             try:
                 yield block_matrix(matrix, mask, path, self.seed)
@@ -399,20 +382,6 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
-def _matrix(ratings: npt.NDArray[Any], is_set: IsSet) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return a dense matrix, and which of its entries are set."""
-    matrix = np.asarray(ratings)
-    if matrix.ndim != 2:
-        raise ValueError(f"a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
-    if matrix.dtype.kind not in "iuf":
-        raise RatingsError(f"the matrix has entries of type {matrix.dtype}; a matrix of numbers is needed")
-    matrix = matrix.astype(np.float64)
-    mask = np.asarray(is_set(matrix), dtype=np.bool_)
-    if mask.shape != matrix.shape:
-        raise ValueError(f"is_set returned shape {mask.shape} for a matrix of shape {matrix.shape}")
-    return matrix, mask
-
-
 def _assemble(trainer: Trainer, history: History) -> Model:
     """Return the model of the trainer's state, in units of the ratings and by ascending id."""
     training, state = trainer.training, trainer.state
@@ -421,7 +390,7 @@ def _assemble(trainer: Trainer, history: History) -> Model:
     return Model(users, items, training.hyper.mean, training.blocks.rating_range, history)
 
 
-def _assemble_side(training: Training, name: Literal["user", "item"], parts: list[graph.Side]) -> Side:
+def _assemble_side(training: Training, name: Literal["user", "item"], parts: list[FactorBlock]) -> Side:
     table, scale = training.blocks.ids(name), training.hyper.scale
     order = pc.sort_indices(table["id"]).to_numpy()
     factors = np.concatenate([part.factors[:, : training.rank] for part in parts])[order] * np.float32(math.sqrt(scale))

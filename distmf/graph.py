@@ -17,33 +17,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
 from distmf import kernel
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.grid import BlockKey
-from distmf.kernel import Factors, Hyperparameters
+from distmf.kernel import FactorBlock, Hyperparameters
 from distmf.schedule import strata
 from distmf.stepsize import StepRule, StepState
 
 FIRST_FACTORS_STD = 0.1
-
-
-class Side(NamedTuple):
-    """Factors and biases of a row block or a column block; read-only.
-
-    Attributes
-    ----------
-    factors : float32, shape (n, padded_rank)
-        P_i or Q_j, in units of the square root of the ratings' scale.
-    biases : float32, shape (n,)
-        In units of the ratings' scale.
-    """
-
-    factors: Factors
-    biases: npt.NDArray[np.float32]
 
 
 class Cost(NamedTuple):
@@ -59,14 +43,14 @@ class Cost(NamedTuple):
 class Column(NamedTuple):
     """A column block on its way, with the cost of this epoch so far."""
 
-    side: Side
+    side: FactorBlock
     cost: Cost
 
 
 class Visited(NamedTuple):
     """A row block and the column block that it was last visited with, none before the first visit."""
 
-    rows: Side
+    rows: FactorBlock
     column: Column | None
 
 
@@ -122,7 +106,7 @@ def first_state(training: Training) -> State:
     return State(0, rows, cols, training.rule.first(), None)
 
 
-def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequence[int]) -> Iterator[Side]:
+def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequence[int]) -> Iterator[FactorBlock]:
     counts = training.blocks.ids(name)["count"].to_numpy()
     for n, (begin, end) in enumerate(itertools.pairwise(cuts)):
         rng = np.random.default_rng([training.seed, name == "item", n])
@@ -131,7 +115,7 @@ def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequen
         factors[:, : training.rank] = rng.standard_normal((end - begin, training.rank), dtype=np.float32)
         factors *= np.float32(FIRST_FACTORS_STD if training.blocks.moments.std else 0)
         factors[counts[begin:end] == 0] = 0
-        yield _frozen(Side(factors, np.zeros(end - begin, dtype=np.float32)))
+        yield _frozen(FactorBlock(factors, np.zeros(end - begin, dtype=np.float32)))
 
 
 def build_generation(training: Training, state: State, n_epochs: int, token: str) -> Generation:
@@ -175,10 +159,9 @@ def visit(
 ) -> Visited:
     """Train on one block and return the updated row block and column block; the ones that came in stay as they are."""
     rows, cols = _thawed(previous.rows), _thawed(column.side)
-    arrays = rows.factors, cols.factors, rows.biases, cols.biases
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
-    train = kernel.train_block(ratings, *arrays, training.hyper, step.step_size, order)
+    train = kernel.train_block(ratings, rows, cols, training.hyper, step.step_size, order)
     cost = Cost(train, _measure(training, block, "holdout", rows, cols))
     return Visited(_frozen(rows), Column(_frozen(cols), cost if is_fresh else column.cost + cost))
 
@@ -210,16 +193,16 @@ def build_measurement(training: Training, state: State, token: str) -> tuple[dic
     return tasks, result
 
 
-def measure(training: Training, block: BlockKey, rows: Side, cols: Side) -> Cost:
+def measure(training: Training, block: BlockKey, rows: FactorBlock, cols: FactorBlock) -> Cost:
     """Return the squared errors of one block."""
     return Cost(*(_measure(training, block, part, rows, cols) for part in PARTS))
 
 
-def _measure(training: Training, block: BlockKey, part: Part, rows: Side, cols: Side) -> float:
+def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock, cols: FactorBlock) -> float:
     if part == "holdout" and not training.blocks.entries[block].n_holdout:
         return 0.0
     ratings = training.blocks.read(block, part)
-    return kernel.measure_block(ratings, rows.factors, cols.factors, rows.biases, cols.biases, training.hyper)
+    return kernel.measure_block(ratings, rows, cols, training.hyper)
 
 
 def mean_cost(training: Training, *costs: Cost) -> Cost:
@@ -229,14 +212,14 @@ def mean_cost(training: Training, *costs: Cost) -> Cost:
     return Cost(train / training.blocks.n_ratings, holdout / n_holdout if n_holdout else math.nan)
 
 
-def _thawed(side: Side) -> Side:
+def _thawed(side: FactorBlock) -> FactorBlock:
     """Return a copy to write to."""
     factors = kernel.aligned_empty(*side.factors.shape)
     factors[:] = side.factors
-    return Side(factors, side.biases.copy())
+    return FactorBlock(factors, side.biases.copy())
 
 
-def _frozen(side: Side) -> Side:
+def _frozen(side: FactorBlock) -> FactorBlock:
     """Make the arrays read-only: a tripwire for tasks that change what they were given."""
     for array in side:
         array.setflags(write=False)

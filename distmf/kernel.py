@@ -55,6 +55,21 @@ class Ratings(NamedTuple):
     n_tile_cols: int
 
 
+class FactorBlock(NamedTuple):
+    """Factors and biases of a row block or a column block.
+
+    Attributes
+    ----------
+    factors : float32, shape (n, padded_rank)
+        P_i or Q_j in units of the square root of the ratings' scale; from `aligned_empty`, columns from `rank` on zero.
+    biases : float32, shape (n,)
+        b_u or b_i, in units of the ratings' scale.
+    """
+
+    factors: Factors
+    biases: npt.NDArray[np.float32]
+
+
 class Tiles(NamedTuple):
     """Shape of a tile, and how many lie side by side."""
 
@@ -78,11 +93,10 @@ def aligned_empty(n_rows: int, n_cols: int) -> Factors:
 def compile_for(ratings: Ratings, rank: int) -> None:
     """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
     nothing = ratings._replace(offsets=np.zeros(2, dtype=np.int64), n_tile_cols=1)
-    P, Q = aligned_empty(1, padded_rank(rank)), aligned_empty(1, padded_rank(rank))
-    b_u, b_i = np.empty(1, dtype=np.float32), np.empty(1, dtype=np.float32)
+    rows, cols = (FactorBlock(aligned_empty(1, padded_rank(rank)), np.empty(1, dtype=np.float32)) for _ in range(2))
     hyper = Hyperparameters(0.0, 1.0, 0.0, 0.0)
-    train_block(nothing, P, Q, b_u, b_i, hyper, 0.0, 0)
-    measure_block(nothing, P, Q, b_u, b_i, hyper)
+    train_block(nothing, rows, cols, hyper, 0.0, 0)
+    measure_block(nothing, rows, cols, hyper)
 
 
 class Hyperparameters(NamedTuple):
@@ -103,16 +117,9 @@ class Hyperparameters(NamedTuple):
 
 
 def train_block(
-    ratings: Ratings,
-    P: Factors,
-    Q: Factors,
-    b_u: Factors,
-    b_i: Factors,
-    hyper: Hyperparameters,
-    step_size: float,
-    seed: int,
+    ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters, step_size: float, seed: int
 ) -> float:
-    """Update P, Q, b_u and b_i in place with one SGD step per rating and return the sum of squared errors.
+    """Update `rows` and `cols` in place with one SGD step per rating and return the sum of squared errors.
 
     For each rating, with error e = r − μ − b_u − b_i − p_u·q_i and all values from before the rating::
 
@@ -123,10 +130,8 @@ def train_block(
     ----------
     ratings : Ratings
         The block.
-    P, Q : float32, shape (n_rows, padded_rank), (n_cols, padded_rank)
-        Factors, from `aligned_empty`, columns from `rank` on zero.
-    b_u, b_i : float32, shape (n_rows,), (n_cols,)
-        Biases.
+    rows, cols : FactorBlock
+        P and b_u of the users, Q and b_i of the items.
     hyper : Hyperparameters
         μ, the scale of the ratings, λ and λ_b.
     step_size : float
@@ -144,40 +149,38 @@ def train_block(
     ----------
     .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer, 2009.
     """
-    run = _compiled(P.shape[1], len(ratings.table) > 0, training=True)
-    return _call(run, ratings, P, Q, b_u, b_i, hyper, step_size, seed)
+    return _pass(ratings, rows, cols, hyper, step_size, seed, training=True)
 
 
-def measure_block(
-    ratings: Ratings, P: Factors, Q: Factors, b_u: Factors, b_i: Factors, hyper: Hyperparameters
-) -> float:
+def measure_block(ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters) -> float:
     """Return the sum of squared errors of a block, in units of `hyper.scale` squared, without changing anything.
 
     Parameters are those of `train_block`.
     """
-    run = _compiled(P.shape[1], len(ratings.table) > 0, training=False)
-    return _call(run, ratings, P, Q, _read_only(b_u), _read_only(b_i), hyper, 0.0, 0)
+    rows, cols = (side._replace(biases=_read_only(side.biases)) for side in (rows, cols))
+    return _pass(ratings, rows, cols, hyper, 0.0, 0, training=False)
 
 
-def _call(
-    run: Callable[..., float],
+def _pass(
     ratings: Ratings,
-    P: Factors,
-    Q: Factors,
-    b_u: Factors,
-    b_i: Factors,
+    rows: FactorBlock,
+    cols: FactorBlock,
     hyper: Hyperparameters,
     step_size: float,
     seed: int,
+    *,
+    training: bool,
 ) -> float:
-    addresses = np.uintp(P.ctypes.data), np.uintp(Q.ctypes.data)
+    """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
+    run = _compiled(rows.factors.shape[1], len(ratings.table) > 0, training=training)
+    addresses = np.uintp(rows.factors.ctypes.data), np.uintp(cols.factors.ctypes.data)
     assert addresses[0] % 64 == addresses[1] % 64 == 0
     table = ((ratings.table.astype(np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
-    arrays = [_read_only(array) for array in (*ratings[:4], table)]  # one kind, so that one signature is compiled
+    arrays = [_read_only(array) for array in (*ratings[:4], table)]
     f32 = np.float32
     numbers = f32(hyper.mean), f32(1 / hyper.scale), f32(step_size), f32(hyper.reg), f32(hyper.bias_reg)
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
-    return run(*arrays, tiles, *addresses, b_u, b_i, *numbers, np.uint64(seed))
+    return run(*arrays, tiles, *addresses, rows.biases, cols.biases, *numbers, np.uint64(seed))
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from distmf import MatrixFactorization, always, graph, kernel, non_negative, not_nan
 from distmf.errors import RatingsError
-from distmf.kernel import Hyperparameters, Ratings, aligned_empty
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, aligned_empty
 
 MATRIX = np.array([[3, 1, 1, 3, 1], [1, 2, 4, 1, 3], [3, 1, 1, 3, 1], [4, 3, 5, 4, 4]], dtype=np.float64)
 
@@ -54,7 +54,7 @@ def step(rating: float, *, reg: float = 0.0, bias_reg: float = 0.0, step_size: f
     b_u, b_i = rng.normal(0, 1, 3).astype(np.float32), rng.normal(0, 1, 4).astype(np.float32)
     before = [array.astype(np.float64) for array in (P, Q, b_u, b_i)]
     hyper = Hyperparameters(0.0, 1.0, reg, bias_reg)
-    cost = kernel.train_block(ratings, P, Q, b_u, b_i, hyper, step_size, 0)
+    cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), hyper, step_size, 0)
     error = rating - before[2][1] - before[3][2] - before[0][1] @ before[1][2]
     return {"before": before, "after": [P, Q, b_u, b_i], "cost": cost, "error": error}
 

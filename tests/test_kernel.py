@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from distmf import kernel
-from distmf.kernel import Hyperparameters, Ratings, aligned_empty, padded_rank
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, aligned_empty, padded_rank
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
@@ -63,12 +63,17 @@ def make_factors(rank: int, n_rows: int = 32, n_cols: int = 24) -> tuple[npt.NDA
     return P, Q, rng.normal(0, 0.3, n_rows).astype(np.float32), rng.normal(0, 0.3, n_cols).astype(np.float32)
 
 
+def blocks(arrays: tuple[npt.NDArray[np.float32], ...]) -> tuple[FactorBlock, FactorBlock]:
+    P, Q, b_u, b_i = arrays
+    return FactorBlock(P, b_u), FactorBlock(Q, b_i)
+
+
 @pytest.mark.parametrize("rank", RANKS)
 def test_train_block__agrees_with_the_reference(rank: int) -> None:
     ratings = make_ratings(400, coded=rank % 2 == 0)
     P, Q, b_u, b_i = make_factors(rank)
     expected = reference.Parameters(*(array.astype(np.float64) for array in (P[:, :rank], Q[:, :rank], b_u, b_i)))
-    cost = kernel.train_block(ratings, P, Q, b_u, b_i, HYPER, 0.04, 7)
+    cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), HYPER, 0.04, 7)
     expected_cost = reference.sgd(triples(ratings, visits(ratings, 7)), expected, step_size=0.04, **HYPER._asdict())
     assert cost == pytest.approx(expected_cost, rel=1e-5)
     for found, array in zip((P[:, :rank], Q[:, :rank], b_u, b_i), expected, strict=True):
@@ -83,7 +88,7 @@ def test_measure_block__is_the_cost_at_fixed_factors(coded: bool) -> None:
     ratings = make_ratings(300, coded=coded)
     arrays = make_factors(20)
     before = [array.copy() for array in arrays]
-    cost = kernel.measure_block(ratings, *arrays, HYPER)
+    cost = kernel.measure_block(ratings, *blocks(arrays), HYPER)
     parameters = reference.Parameters(*(array.astype(np.float64) for array in arrays))
     mse = reference.mse(triples(ratings, list(range(300))), parameters, HYPER.mean, HYPER.scale)
     assert cost * HYPER.scale**2 / 300 == pytest.approx(mse, rel=1e-5)
@@ -94,8 +99,10 @@ def test_measure_block__is_the_cost_at_fixed_factors(coded: bool) -> None:
 def test_train_block__with_a_step_of_zero_measures() -> None:
     ratings = make_ratings(300, coded=True)
     arrays = make_factors(20)
-    trained = kernel.train_block(ratings, *arrays, HYPER, 0.0, 3)
-    assert trained == pytest.approx(kernel.measure_block(ratings, *arrays, HYPER), rel=1e-12)  # same terms, other order
+    trained = kernel.train_block(ratings, *blocks(arrays), HYPER, 0.0, 3)
+    assert trained == pytest.approx(
+        kernel.measure_block(ratings, *blocks(arrays), HYPER), rel=1e-12
+    )  # same terms, other order
 
 
 @pytest.mark.parametrize("n", [*range(1, 40), 97, 128, 1000])
@@ -116,7 +123,7 @@ def test_train_block__takes_hardly_any_ratings(n: int) -> None:
     ratings = make_ratings(n, coded=False)
     arrays = make_factors(4)
     before = [array.copy() for array in arrays]
-    cost = kernel.train_block(ratings, *arrays, HYPER, 0.04, 1)
+    cost = kernel.train_block(ratings, *blocks(arrays), HYPER, 0.04, 1)
     assert (cost > 0) == (n > 0)
     assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True)) == (n == 0)
 
@@ -125,7 +132,7 @@ def test_train_block__takes_hardly_any_ratings(n: int) -> None:
 def test_train_block__shows_divergence(value: float) -> None:
     arrays = make_factors(4)
     arrays[0][:, 0] = value
-    assert not math.isfinite(kernel.train_block(make_ratings(50, coded=True), *arrays, HYPER, 0.04, 1))
+    assert not math.isfinite(kernel.train_block(make_ratings(50, coded=True), *blocks(arrays), HYPER, 0.04, 1))
 
 
 def test_train_block__compiles_one_signature() -> None:
@@ -137,11 +144,11 @@ def test_train_block__compiles_one_signature() -> None:
             arrays = make_factors(12)
             for array in ratings[:4]:
                 array.setflags(write=bool(seed % 2))
-            kernel.train_block(ratings, *arrays, HYPER, 0.1, 2**64 - 1)
-            kernel.train_block(ratings, *arrays, HYPER, np.float64(0.1), seed)  # type: ignore[arg-type]
+            kernel.train_block(ratings, *blocks(arrays), HYPER, 0.1, 2**64 - 1)
+            kernel.train_block(ratings, *blocks(arrays), HYPER, np.float64(0.1), seed)  # type: ignore[arg-type]
             for array in arrays[2:]:
                 array.setflags(write=False)
-            kernel.measure_block(ratings, *arrays, HYPER)
+            kernel.measure_block(ratings, *blocks(arrays), HYPER)
         for training in (True, False):
             compiled = kernel._compiled(16, coded, training=training)
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]

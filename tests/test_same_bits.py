@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from distmf import MatrixFactorization, block_ratings, graph
-from distmf.graph import Side
+from distmf.kernel import FactorBlock
 from tests.helpers import files, random_ratings, write
 
 TABLE = random_ratings(30_000, 1000, 400)
@@ -82,7 +82,7 @@ def test_visit__is_pure(tmp_path: Path) -> None:
     block = next(iter(blocks.entries))
     arguments = state.rows[block.row], state.cols[block.col], state.step, training, block, 3, True
 
-    def arrays(side: Side) -> list[np.ndarray[Any, Any]]:
+    def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
         return [array.copy() for array in side]
 
     before = arrays(state.rows[block.row].rows), arrays(state.cols[block.col].side)

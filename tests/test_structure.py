@@ -18,7 +18,7 @@ PACKAGE = Path(distmf.__file__).parent
 LEVELS = """
 errors clock sizes progress cache
 kernel store grid stepsize history
-ids schedule ratings
+ids schedule ratings matrix
 blocks
 tiles engine
 blocking graph
