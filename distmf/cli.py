@@ -152,9 +152,10 @@ def main() -> None:
 @threads_option
 @output_options
 def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
-    """Show the main job: make ratings, block them, train, evaluate, recommend.
+    """Show the main job on made-up ratings.
 
-    The ratings are drawn from a known model plus noise, so that the best possible error is known.
+    Make ratings, block them, train, evaluate, recommend. The ratings are drawn from a known model plus noise, so that
+    the best possible error is known.
     """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else _say(line)))
@@ -198,9 +199,11 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @block_options
 @output_options
 def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Train on RATINGS_OR_BLOCKS and save the model in the folder MODEL.
+    """Train on ratings or blocks, and save the model.
 
-    Raw ratings are blocked in a temporary folder first; the options from --user on are for them alone.
+    RATINGS_OR_BLOCKS is Parquet (a file, a folder, a glob or a URL), which is blocked in a temporary folder first, or
+    what `distmf block` made. MODEL is a folder, or the URL of one; a model that is there is replaced. The options from
+    --user to --duplicates are for raw ratings.
     """
     given = _given(given)
     names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
@@ -237,7 +240,10 @@ def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool
 @rating_option
 @output_options
 def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Compare the predictions of MODEL with RATINGS that it was not trained on."""
+    """Compare predictions with ratings.
+
+    RATINGS (Parquet) are those that MODEL was not trained on.
+    """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         found = distmf.evaluate(load(model), ratings, **_given(given))
         report(
@@ -255,9 +261,10 @@ def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any)
 @click.option("--no-clip", is_flag=True, help="Do not clip to the range of the ratings trained on.")
 @output_options
 def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Predict the ratings of PAIRS of users and items (Parquet) and write them to the Parquet file OUT.
+    """Predict the ratings of pairs of ids.
 
-    OUT has the columns of the ids, `prediction`, and `is_unseen`: whether the user or the item was not trained on.
+    PAIRS is Parquet with a column of users and one of items. The Parquet file OUT has the columns of the ids,
+    `prediction`, and `is_unseen`: whether the user or the item was not trained on.
     """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         trained = load(model).model_
@@ -286,9 +293,9 @@ def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quie
 def recommend(
     model: str, out: str, users: str | None, user: str, n: int, exclude: str | None, as_json: bool, quiet: bool
 ) -> None:
-    """Write the best items of each user, by MODEL, to the Parquet file OUT.
+    """Write the best items of each user.
 
-    OUT has the columns `user_id`, `item_id`, `score` and `rank` (from 1), best first.
+    The Parquet file OUT has the columns `user_id`, `item_id`, `score` and `rank` (from 1), best first.
     """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         mf = load(model)
@@ -314,7 +321,10 @@ def recommend(
 @click.argument("path")
 @output_options
 def inspect(path: str, as_json: bool, quiet: bool) -> None:
-    """Say in words what lies at PATH: blocks or a model."""
+    """Say what blocks or a model hold.
+
+    PATH is a folder, or the URL of one.
+    """
     with _reporting(as_json=as_json, quiet=quiet) as report:
         report(*describe(path))
 
