@@ -10,6 +10,7 @@ hashes, and the sort decides all ties.
 """
 
 import logging
+import numbers
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow as pa
 from dask._task_spec import Task, TaskRef
 from dask.typing import Key
 
-from distmf.blocks import MANIFEST, BlockEntry, Blocks, Layout, open_blocks, row_file
+from distmf.blocks import KIND, BlockEntry, Blocks, Layout, open_blocks, row_file, save_manifest
 from distmf.engine import ThreadEngine
 from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
@@ -157,12 +158,13 @@ def block_ratings(
         raise ValueError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
     if duplicates not in ("keep", "mean", "error"):
         raise ValueError(f"duplicates is {duplicates!r}; it can be 'keep', 'mean' or 'error'")
-    if rank < 1 or seed < 0:
-        raise ValueError(f"rank is {rank} and seed is {seed}; a rank is at least 1, a seed is not negative")
+    for name, value, least in ("rank", rank, 1), ("seed", seed, 0):
+        if not isinstance(value, numbers.Integral) or not least <= value < 2**63:
+            raise ValueError(f"{name} is {value!r}; it is a whole number, at least {least}")
     budget = parse_bytes(memory_per_task)
     ratings = open_ratings(source, Columns(user, item, rating))
-    settings = Settings(seed, holdout, duplicates)
-    with new_folder(path, MANIFEST) as folder, ThreadEngine(threads) as engine:
+    settings = Settings(int(seed), float(holdout), duplicates)
+    with new_folder(path, KIND) as folder, ThreadEngine(threads) as engine:
         counts = _count(engine, ratings, settings)
         ids = Ids(
             IdMap.of_counts(counts.users, ratings.id_types[user], settings.user_salt),
@@ -208,7 +210,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     )
     layout = _layout(counts, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
-    with new_folder(path, MANIFEST) as folder, ThreadEngine(1) as engine:
+    with new_folder(path, KIND) as folder, ThreadEngine(1) as engine:
         run, data = _sort_into_run(batch, settings, layout, ids, "runs/0", 0)
         folder.write(run.name, data)
         _merge(engine, folder, settings, layout, counts, [run], ids)
@@ -344,7 +346,7 @@ def _merge(
         folder.write_table(f"{name}.parquet", pa.table({"id": id_map.ids, "count": id_counts.counts}))
     entries = {key: entry for part in merged for key, entry in part.entries.items()}
     found = {**settings._asdict(), "n_duplicates": n_duplicates}
-    Blocks(folder, layout, entries, counts.rating_range, found).save_manifest()
+    save_manifest(folder, layout, entries, counts.rating_range, found)
 
 
 def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Settings, folder: Folder) -> RowBlock:

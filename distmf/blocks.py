@@ -24,10 +24,9 @@ from distmf.cache import ByteCache
 from distmf.errors import StoreError
 from distmf.grid import BlockKey, Shape, offset_dtype
 from distmf.kernel import Ratings
-from distmf.store import Folder
+from distmf.store import Folder, Kind
 
-MANIFEST = "manifest.json"
-VERSION = 1
+KIND = Kind("distmf blocks", 1, "manifest.json", ("users.parquet", "items.parquet"), ("rows",))
 CACHE_BYTES = 1 << 30  # per process
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"
@@ -143,7 +142,9 @@ class Blocks:
     rating_range : tuple of float
         Smallest and largest rating, held out ones included.
     settings : dict
-        How they were made: seed, holdout, duplicates, source, and the number of duplicates found.
+        How they were made: seed, holdout, duplicates, and the number of duplicates found.
+    checksums : mapping
+        Of the tables of ids, by file.
     """
 
     folder: Folder
@@ -151,6 +152,7 @@ class Blocks:
     entries: Mapping[BlockKey, BlockEntry]
     rating_range: tuple[float, float]
     settings: dict[str, Any]
+    checksums: Mapping[str, int]
 
     @property
     def path(self) -> str:
@@ -245,23 +247,29 @@ class Blocks:
         return rows, self.layout.col_cuts[key.col] + tile_col * ratings.tile_shape[1] + ratings.cols
 
     def ids(self, side: Literal["user", "item"]) -> pa.Table:
-        """Return raw ids (`id`) and numbers of ratings (`count`) in the order of the row or column numbers."""
-        return self.folder.read_table(f"{side}s.parquet")
+        """Return raw ids (`id`) and numbers of ratings to train on (`count`) in the order of the row or column numbers.
 
-    def save_manifest(self) -> None:
-        """Write the manifest: from then on the folder can be opened."""
-        entries = [[*key, entry] for key, entry in self.entries.items()]
-        self.folder.write_manifest(
-            MANIFEST,
-            {
-                "kind": "distmf blocks",
-                "version": VERSION,
-                **self.layout._asdict(),
-                "rating_range": self.rating_range,
-                "settings": self.settings,
-                "blocks": entries,
-            },
-        )
+        Several ratings of one pair count each.
+        """
+        name = f"{side}s.parquet"
+        return self.folder.read_table(name, self.checksums[name])
+
+
+def save_manifest(
+    folder: Folder,
+    layout: Layout,
+    entries: Mapping[BlockKey, BlockEntry],
+    rating_range: tuple[float, float],
+    settings: dict[str, Any],
+) -> None:
+    """Write the manifest of blocks: from then on the folder can be opened."""
+    content = {
+        **layout._asdict(),
+        "rating_range": rating_range,
+        "settings": settings,
+        "blocks": [[*key, entry] for key, entry in entries.items()],
+    }
+    folder.write_manifest(KIND, content)
 
 
 def padded(n_bytes: int) -> int:
@@ -276,8 +284,7 @@ def row_file(row: int) -> str:
 
 def is_blocks(path: str | Path) -> bool:
     """Return whether there are blocks at a path or URL."""
-    folder = Folder.at(path)
-    return bool(folder.fs.exists(folder.child(MANIFEST)))
+    return Folder.at(path).is_a(KIND)
 
 
 def open_blocks(path: str | Path) -> Blocks:
@@ -289,18 +296,16 @@ def open_blocks(path: str | Path) -> Blocks:
         If there are none, or of another version, or the manifest is damaged.
     """
     folder = Folder.at(path)
-    manifest = folder.read_manifest(MANIFEST, VERSION)
-    try:
-        layout = Layout(
-            tuple(manifest["row_cuts"]),
-            tuple(manifest["col_cuts"]),
-            tuple(manifest["tile_shape"]),
-            tuple(manifest["table"]),
-        )
-        entries = {
-            BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])])
-            for row, col, entry in manifest["blocks"]
-        }
-        return Blocks(folder, layout, entries, tuple(manifest["rating_range"]), manifest["settings"])
-    except (KeyError, TypeError, ValueError) as err:
-        raise StoreError(f"{folder}: {MANIFEST} is damaged: {err!r}; block the ratings again") from err
+    manifest = folder.read_manifest(KIND)
+    layout = Layout(
+        tuple(manifest["row_cuts"]),
+        tuple(manifest["col_cuts"]),
+        tuple(manifest["tile_shape"]),
+        tuple(manifest["table"]),
+    )
+    entries = {
+        BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])])
+        for row, col, entry in manifest["blocks"]
+    }
+    rating_range = tuple(manifest["rating_range"])
+    return Blocks(folder, layout, entries, rating_range, manifest["settings"], manifest["checksums"])

@@ -1,9 +1,12 @@
 """The command line: arguments -> calls of the public interface; results -> text, or one JSON object."""
 
 import contextlib
+import io
 import json
 import logging
+import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +25,7 @@ from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError
 from distmf.factorization import MatrixFactorization, load
 from distmf.kernel import MAX_RANK
-from distmf.model import MANIFEST as MODEL_MANIFEST
+from distmf.model import KIND as MODEL
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
 from distmf.sizes import parse_bytes
@@ -47,6 +50,17 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
             self.fail(str(err), param, ctx)
 
 
+class Number(click.FloatRange):
+    """A number in a range that is not NaN and not infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """Numbers of row blocks and column blocks."""
 
@@ -67,7 +81,7 @@ class StepSize(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or "auto"."""
-        return value if value == "auto" else click.FloatRange(0, min_open=True).convert(value, param, ctx)
+        return value if value == "auto" else Number(0, min_open=True).convert(value, param, ctx)
 
 
 Command = Callable[..., Any]
@@ -89,7 +103,7 @@ column_options = options(
     click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
 )
 rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
-seed_option = click.option("--seed", type=click.IntRange(0), help="Of everything random.  [default: 0]")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
 rank_option = click.option(
     "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
@@ -99,7 +113,7 @@ block_options = options(
     rating_option,
     click.option(
         "--holdout",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Share of the ratings to validate on.  [default: 0]",
     ),
     click.option(
@@ -143,12 +157,15 @@ def main() -> None:
             distmf evaluate model test.parquet
             distmf recommend model recommendations.parquet
     """  # noqa: D301 (click reads the \b)
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # "×" on a terminal that knows only ASCII is no reason to stop
     # A batch system ends a job by SIGTERM: as with Ctrl-C, nothing is left half done.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @main.command()
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
 @threads_option
 @output_options
 def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
@@ -183,17 +200,13 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.argument("ratings_or_blocks")
 @click.argument("model")
 @rank_option
-@click.option("--reg", type=click.FloatRange(0), help="Regularisation of the factors, per rating.  [default: 0.05]")
-@click.option("--bias-reg", type=click.FloatRange(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the ratings, at most.  [default: 20]")
+@click.option("--reg", type=Number(0), help="Regularisation of the factors, per rating.  [default: 0.05]")
+@click.option("--bias-reg", type=Number(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
+@click.option("--epochs", type=click.IntRange(1, 2**31), help="Passes over the ratings, at most.  [default: 20]")
 @click.option("--step-size", type=StepSize(), help="SGD step on ratings of unit spread.  [default: auto]")
-@click.option(
-    "--step-decay", type=click.FloatRange(0, min_open=True), help="Factor on the step per epoch.  [default: 1]"
-)
-@click.option(
-    "--tol", type=click.FloatRange(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]"
-)
-@click.option("--target-cost", type=click.FloatRange(0), help="Stop when the mean squared error is below this.")
+@click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]")
+@click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
+@click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
 @seed_option
 @threads_option
 @block_options
@@ -209,7 +222,7 @@ def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool
     names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
     mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
     with _reporting(as_json=as_json, quiet=quiet) as report:
-        free_folder(model, MODEL_MANIFEST)  # an error now, not after the work
+        free_folder(model, MODEL)  # an error now, not after the work
         if given and is_blocks(ratings_or_blocks):
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")

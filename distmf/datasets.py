@@ -185,6 +185,8 @@ def planted_ratings(
     0.7
     """
     planted = Planted(n_ratings, n_users, n_items, rank, noise, seed)
+    if "://" in str(path):
+        raise StoreError(f"{path} is a URL; planted ratings are written to a local folder")
     folder = Path(path).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise StoreError(f"{folder} exists and is not an empty folder; remove it or choose another path")

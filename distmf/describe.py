@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from distmf.blocks import MANIFEST as BLOCKS_MANIFEST
-from distmf.blocks import Blocks, open_blocks
+from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
-from distmf.model import MANIFEST as MODEL_MANIFEST
+from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
 
@@ -23,9 +22,9 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         If it is nothing that distmf wrote, or damaged.
     """
     folder = Folder.at(path)
-    if folder.fs.exists(folder.child(BLOCKS_MANIFEST)):
+    if is_blocks(path):
         return _describe_blocks(open_blocks(path))
-    if folder.fs.exists(folder.child(MODEL_MANIFEST)):
+    if folder.is_a(MODEL):
         return _describe_model(load(path), str(folder))
     what = "there are neither blocks nor a model in it" if folder.fs.exists(folder.path) else "it does not exist"
     raise StoreError(f"{folder}: {what}; distmf block and distmf train write such folders")

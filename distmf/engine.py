@@ -34,6 +34,10 @@ class ThreadEngine:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function on a thread of the pool, so that Ctrl-C reaches this one at once."""
+        return self._pool.submit(function, *args).result()
+
     def run(
         self,
         graph: Mapping[Key, Any],

@@ -4,7 +4,7 @@ DistMFError
 ├── RatingsError        (ValueError)       the input does not hold what it should
 ├── MemoryBudgetError   (ValueError)       a task would not fit; raised before any task is sent
 ├── DivergedError       (ArithmeticError)  no step size keeps the cost finite
-├── NotFittedError      (ValueError)       a model is asked for what only training gives
+├── NotFittedError      (ValueError, AttributeError)  a model is asked for what only training gives
 └── StoreError          (OSError)          something on disk is missing, damaged or of another version
 """
 
@@ -25,7 +25,7 @@ class DivergedError(DistMFError, ArithmeticError):
     """No step size keeps the cost finite."""
 
 
-class NotFittedError(DistMFError, ValueError):
+class NotFittedError(DistMFError, ValueError, AttributeError):
     """The model has not been trained yet."""
 
 

@@ -23,7 +23,7 @@ from distmf.graph import Training
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, FactorBlock, Hyperparameters
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.model import MANIFEST, Float32, Model, Recommendations, Side
+from distmf.model import KIND, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
@@ -168,6 +168,8 @@ class MatrixFactorization:
         threads: int | None,
         options: dict[str, Any],
     ) -> Iterator[Blocks]:
+        if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
+            raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
         if isinstance(ratings, str | Path) and not is_blocks(ratings):
             with tempfile.TemporaryDirectory(prefix="distmf-") as folder:
                 settings = {"rank": self.rank, "seed": self.seed, "threads": threads, **options}
@@ -204,11 +206,10 @@ class MatrixFactorization:
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:
-            stopped = trainer.run()
-            cost = trainer.measure()
+            stopped, cost = trainer.run()
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
-            if trainer.state.epoch:
+            if trainer.state.epoch and trainer.is_finite:
                 epochs = tuple(trainer.epochs)
                 history = History(epochs, stopped, *exact, trainer.rollbacks, trainer.ratings_per_second)
                 self._model = _assemble(trainer, history)
@@ -226,7 +227,8 @@ class MatrixFactorization:
                     raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
                 setattr(self, name, number(value))
         if self.step_size != "auto":
-            if not isinstance(self.step_size, numbers.Real) or not 0 < self.step_size < math.inf:
+            is_number = isinstance(self.step_size, numbers.Real) and not isinstance(self.step_size, bool)
+            if not is_number or not 0 < self.step_size < math.inf:
                 raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
             self.step_size = float(self.step_size)
 
@@ -364,7 +366,7 @@ class MatrixFactorization:
             If there is something else at `path`.
         """
         model = self.model_
-        with new_folder(path, MANIFEST) as folder:
+        with new_folder(path, KIND) as folder:
             model.save(folder, self.hyperparameters)
 
 

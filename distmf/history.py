@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
-Stopped = Literal["converged", "target", "epochs", "early", "interrupted"]
+Stopped = Literal["converged", "target", "epochs", "interrupted"]
 
 
 class Epoch(NamedTuple):
@@ -36,7 +36,7 @@ class History(Sequence[Epoch]):
         Those that count; epochs that were rolled back are not among them.
     stopped : str
         Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "epochs"
-        (all were done), "early" (the holdout turned up), "interrupted".
+        (all were done), "interrupted".
     train_rmse, holdout_rmse : float or None
         Exact, at the final factors, in units of the ratings.
     rollbacks : int
@@ -72,7 +72,6 @@ class History(Sequence[Epoch]):
             "converged": "the cost has stopped changing (tol)",
             "target": "the target cost is reached",
             "epochs": "all epochs are done",
-            "early": "the holdout error turned up",
             "interrupted": "interrupted",
         }
         errors = {"train": self.train_rmse, "holdout": self.holdout_rmse}

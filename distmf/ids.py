@@ -215,7 +215,11 @@ class IdMap:
         """Return the position in `self.ids` of each id, -1 for ids that are not there; int64, shape (len(ids),)."""
         if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
             return np.full(len(ids), -1, dtype=np.int64)
-        return self.numbers_of_hashes(hash_ids(ids, self.salt))
+        numbers = self.numbers_of_hashes(hash_ids(ids, self.salt))
+        if pa.types.is_uint64(ids.type) != pa.types.is_uint64(self.ids.type):
+            # As 64 bits, a negative number and one above 2**63 look the same; neither is an id of the other type.
+            numbers[ids.to_numpy(zero_copy_only=False).astype(np.int64) < 0] = -1
+        return numbers
 
     def numbers_of_hashes(self, hashes: Hashes) -> Numbers:
         """Return the same, given the hashes of the ids."""

@@ -45,4 +45,6 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
     mask = np.asarray(is_set(matrix), dtype=np.bool_)
     if mask.shape != matrix.shape:
         raise ValueError(f"is_set returned shape {mask.shape} for a matrix of shape {matrix.shape}")
+    if isinstance(ratings, np.ma.MaskedArray):
+        mask &= ~np.ma.getmaskarray(ratings)
     return matrix, mask

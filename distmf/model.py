@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
-from distmf.errors import RatingsError, StoreError
+from distmf.errors import RatingsError
 from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.ids import IdMap, salt
-from distmf.store import Folder
+from distmf.store import Folder, Kind
 
-MANIFEST = "model.json"
-VERSION = 1
+KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE = 1 << 24
 
@@ -107,7 +106,7 @@ class Rated:
     def __init__(self, blocks: Blocks, items: IdMap) -> None:
         self.blocks = blocks
         self.users = IdMap(blocks.ids("user")["id"].combine_chunks(), items.salt)
-        self._items = items.numbers(blocks.ids("item")["id"].combine_chunks())
+        self._items = items.numbers(as_ids(blocks.ids("item")["id"], items.ids.type, "item"))
 
     def pairs(self, user_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the positions of users in `user_ids`, which are distinct, and of the items that they rated."""
@@ -188,32 +187,25 @@ class Model(NamedTuple):
         """Write the model into an empty folder."""
         folder.write_table("users.parquet", self.users.table())
         folder.write_table("items.parquet", self.items.table())
-        folder.write_manifest(
-            MANIFEST,
-            {
-                "kind": "distmf model",
-                "version": VERSION,
-                "distmf": version("distmf"),
-                "hyperparameters": settings,
-                "global_bias": self.global_bias,
-                "rating_range": self.rating_range,
-                "history": self.history.to_json(),
-            },
-        )
+        content = {
+            "distmf": version("distmf"),
+            "hyperparameters": settings,
+            "global_bias": self.global_bias,
+            "rating_range": self.rating_range,
+            "history": self.history.to_json(),
+        }
+        folder.write_manifest(KIND, content)
 
     @classmethod
     def load(cls, folder: Folder) -> tuple["Model", dict[str, Any]]:
         """Return the model in a folder and its hyperparameters."""
-        manifest = folder.read_manifest(MANIFEST, VERSION)
-        try:
-            settings = manifest["hyperparameters"]
-            users, items = (
-                Side.from_table(folder.read_table(f"{side}.parquet"), settings["rank"]) for side in ("users", "items")
-            )
-            history = History.from_json(manifest["history"])
-            return cls(users, items, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as err:
-            raise StoreError(f"{folder}: the model is damaged: {err!r}; save it again") from err
+        manifest = folder.read_manifest(KIND)
+        settings, history = manifest["hyperparameters"], History.from_json(manifest["history"])
+        users, items = (
+            Side.from_table(folder.read_table(name, checksum), settings["rank"])
+            for name, checksum in manifest["checksums"].items()
+        )
+        return cls(users, items, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
 
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:
@@ -239,7 +231,7 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
-    array = ids if isinstance(ids, pa.Array) else pa.array(np.atleast_1d(ids) if np.ndim(ids) == 0 else ids)
+    array = ids if isinstance(ids, pa.Array) else pa.array(np.atleast_1d(ids))
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)

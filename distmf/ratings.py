@@ -6,6 +6,7 @@ batches from here may rely on ids without nulls, of one type, and on ratings tha
 
 import contextlib
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
         an integer nor a string, or not of the type that it has in the other files; a rating is not a number.
     """
     if len(set(columns.names)) < len(columns.names):
-        raise ValueError(f"the columns are {', '.join(columns.names)}; users, items and ratings need one each")
+        raise RatingsError(f"the columns are {', '.join(columns.names)}; users, items and ratings need one each")
     fs, path = url_to_fs(source)
     pieces: list[Piece] = []
     types: dict[str, tuple[pa.DataType, str]] = {}  # of each id column: its type, and the file that decided it
@@ -173,13 +174,15 @@ def read_ids(source: str | Path, column: str) -> pa.Array:
 
 
 def _files(fs: Any, path: str, source: str) -> list[str]:
+    """Return the files of a source, sorted; those with a hidden name below what the source names are left out."""
     if fs.isfile(path):
         return [path]
-    if fs.isdir(path):
-        start = len(path.rstrip("/")) + 1
-        files = [file for file in fs.find(path) if not any(part[0] in "._" for part in file[start:].split("/"))]
-    else:
-        files = [file for file in fs.glob(path) if fs.isfile(file)] if any(char in path for char in "*?[") else []
+    is_glob = not fs.isdir(path) and any(char in path for char in "*?[")
+    root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_glob else path.rstrip("/")
+    found: set[str] = set()
+    for match in fs.glob(path) if is_glob else [path] if fs.isdir(path) else []:
+        found.update(fs.find(match) if fs.isdir(match) else [match])
+    files = [file for file in found if not any(part[:1] in (".", "_") for part in file[len(root) :].split("/"))]
     if not files:
         raise RatingsError(f"{source}: no such file, or no file in it; give a Parquet file, a folder, a glob or a URL")
     return sorted(files)

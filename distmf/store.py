@@ -1,16 +1,17 @@
 """Folders on any file system: written whole or not at all, read with errors that name the file.
 
-A folder that distmf writes appears under its name when it is complete. On a local disk it is written under a temporary
-name beside the target and renamed; on an object store, which cannot rename, its manifest is written last. A folder
-without its manifest is not one of ours.
+A folder that distmf writes appears under its name when it is complete: it is written under a temporary name beside the
+target, then moved. Its manifest says what it is and has the checksums of what is in it, its own included; a folder
+without one is not one of ours.
 """
 
 import contextlib
 import json
+import os
 import posixpath
-import shutil
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,22 @@ import pyarrow.parquet as pq
 
 from distmf.errors import StoreError
 
+CHUNK_BYTES = 1 << 24
+
 
 def url_to_fs(url: str | Path) -> tuple[Any, str]:
-    """Return the file system and the path on it of a local path (``~`` is expanded) or an fsspec URL."""
+    """Return the file system and the path on it of a local path (``~`` is expanded) or an fsspec URL.
+
+    Raises
+    ------
+    StoreError
+        If no file system is known for the URL, or the package for it is not installed.
+    """
     url = str(url)
-    fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()))
+    try:
+        fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()))
+    except (ImportError, ValueError) as err:
+        raise StoreError(f"{url}: {one_line(err)}") from err
     return fs, path
 
 
@@ -41,6 +53,30 @@ def display_name(fs: Any, path: str) -> str:
 def one_line(err: Exception) -> str:
     """Return the message of another library's error in one line."""
     return " ".join(str(err).split()).rstrip(".")
+
+
+class Kind(NamedTuple):
+    """What a folder that distmf writes is.
+
+    Attributes
+    ----------
+    name : str
+        As its manifest says it.
+    version : int
+        Of its format.
+    manifest : str
+        The file that says so.
+    tables : tuple of str
+        Parquet files in it.
+    folders : tuple of str
+        Folders in it.
+    """
+
+    name: str
+    version: int
+    manifest: str
+    tables: tuple[str, ...]
+    folders: tuple[str, ...] = ()
 
 
 class Folder(NamedTuple):
@@ -113,50 +149,89 @@ class Folder(NamedTuple):
         with self.create(name) as file:
             pq.write_table(table, file, compression="zstd")
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet file whole."""
+    def read_table(self, name: str, checksum: int) -> pa.Table:
+        """Read a Parquet file whole, if it has this checksum."""
+        data = self.read(name)
+        if zlib.crc32(data) != checksum:
+            raise StoreError(f"{self}: {name} does not match its checksum; restore it or make the folder again")
         # In this thread alone: a thread of Arrow's that holds a Python object when the interpreter ends aborts it.
-        try:
-            return pq.ParquetFile(pa.BufferReader(self.read(name))).read(columns, use_threads=False)
-        except pa.ArrowException as err:
-            raise StoreError(
-                f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again"
-            ) from err
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
-    def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
-        """Write a dictionary as JSON; the last file of a folder."""
-        self.write(name, json.dumps(manifest, indent=1, allow_nan=False).encode())
+    def checksums(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the checksum of each file."""
+        found = {}
+        for name in names:
+            found[name] = 0
+            with self.fs.open(self.child(name), "rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    found[name] = zlib.crc32(chunk, found[name])
+        return found
 
-    def read_manifest(self, name: str, version: int) -> dict[str, Any]:
-        """Return the manifest, if this is a folder of that kind and version."""
+    def write_manifest(self, kind: Kind, content: dict[str, Any]) -> None:
+        """Write what the folder is, the checksums of its tables, and `content`, as JSON."""
+        manifest = {"kind": kind.name, "version": kind.version, "checksums": self.checksums(kind.tables), **content}
+        manifest = json.loads(json.dumps(manifest, allow_nan=False))  # as it will be read
+        self.write(kind.manifest, json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1).encode())
+
+    def is_a(self, kind: Kind) -> bool:
+        """Return whether the folder says that it is of a kind, whole or not."""
+        if not self.fs.isfile(self.child(kind.manifest)):
+            return False
         try:
-            manifest: dict[str, Any] = json.loads(self.read(name))
-        except ValueError as err:
+            manifest = json.loads(self.read(kind.manifest))
+        except ValueError:
+            return False
+        return isinstance(manifest, dict) and manifest.get("kind") == kind.name
+
+    def read_manifest(self, kind: Kind) -> dict[str, Any]:
+        """Return the manifest, if this is a folder of that kind and its version is known."""
+        try:
+            manifest: dict[str, Any] = json.loads(self.read(kind.manifest))
+            checksum = manifest.pop("checksum", None)
+        except (ValueError, AttributeError, TypeError) as err:
             raise StoreError(
-                f"{self}: {name} is damaged: {one_line(err)}; restore it or make the folder again"
+                f"{self}: {kind.manifest} is damaged: {one_line(err)}; restore it or make the folder again"
             ) from err
-        if manifest.get("version") != version:
+        if manifest.get("kind") != kind.name or manifest.get("version") != kind.version:
             raise StoreError(
-                f"{self}: {name} has format version {manifest.get('version')!r}, this distmf reads version {version}; "
-                "use the distmf that wrote it or make the folder again"
+                f"{self}: {kind.manifest} is of {manifest.get('kind')!r}, format version {manifest.get('version')!r}; "
+                f"{kind.name!r}, version {kind.version}, is needed: use the distmf that wrote it or make the folder again"
+            )
+        if checksum != _checksum(manifest):
+            raise StoreError(
+                f"{self}: {kind.manifest} is damaged: its checksum does not match; restore it or make the folder again"
             )
         return manifest
 
 
-def free_folder(url: str | Path, manifest: str) -> Folder:
-    """Return the folder at `url`, if there is nothing in it but perhaps the same kind of `manifest`.
+def _checksum(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def free_folder(url: str | Path, kind: Kind) -> Folder:
+    """Return the folder at `url`, if it can be written and nothing is in it but what a folder of its `kind` holds.
 
     Raises
     ------
     StoreError
-        If `url` is a file, or a folder with something else in it.
+        If `url` is a file, a folder with something else in it, or below something that is no folder or may not be
+        written to.
     """
     folder = Folder.at(url)
-    is_taken = folder.fs.exists(folder.path) and not folder.fs.exists(folder.child(manifest))
-    if is_taken and (folder.fs.isfile(folder.path) or folder.fs.ls(folder.path, detail=False)):
-        raise StoreError(
-            f"{folder} exists and is not what distmf would replace: {manifest} is missing; choose another path"
-        )
+    fs = folder.fs
+    if is_local(fs):
+        folder = folder._replace(path=os.path.realpath(folder.path))  # what a symbolic link points to is replaced
+        above = Path(folder.path).parent
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise StoreError(f"{folder} cannot be written: {above} is not a folder, or may not be written to")
+    if fs.exists(folder.path):
+        names = [] if fs.isfile(folder.path) else [path.rpartition("/")[2] for path in fs.ls(folder.path, detail=False)]
+        is_free = fs.isdir(folder.path) and not names
+        expected = {kind.manifest, *kind.tables, *kind.folders}
+        if not is_free and not (folder.is_a(kind) and set(names) <= expected):
+            raise StoreError(f"{folder} exists and is not only {kind.name}; choose another path, or remove it yourself")
     return folder
 
 
@@ -179,33 +254,31 @@ def new_file(url: str | Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def new_folder(url: str | Path, manifest: str) -> Iterator[Folder]:
+def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
     """Yield an empty folder to write; it appears at `url` when the block ends, and not at all if it raises.
 
-    A folder that holds the same kind of `manifest` is replaced. Anything else at `url` is left alone.
+    A folder of the same `kind` is replaced. Anything else at `url` is left alone. On an object store, which cannot
+    rename, the folder is copied to its name at the end.
 
     Raises
     ------
     StoreError
-        If `url` is a file, or a folder with something else in it.
+        As `free_folder`.
     """
-    target = free_folder(url, manifest)
+    target = free_folder(url, kind)
     fs = target.fs
-    suffix = f".tmp-{uuid.uuid4().hex[:8]}"
-    folder = target._replace(path=target.path + suffix) if is_local(fs) else target
-    old = Path(folder.path + "-old")
-    if not is_local(fs) and fs.exists(target.path):
-        fs.rm(target.path, recursive=True)
+    folder = target._replace(path=f"{target.path}.tmp-{uuid.uuid4().hex[:8]}")
+    old = target._replace(path=f"{folder.path}-old")
     try:
         fs.makedirs(folder.path, exist_ok=True)
         yield folder
-        if is_local(fs):
-            if Path(target.path).exists():
-                Path(target.path).rename(old)
-            Path(folder.path).rename(target.path)
+        if fs.exists(target.path):
+            fs.mv(target.path, old.path, recursive=True)
+        fs.mv(folder.path, target.path, recursive=True)
     except BaseException:
         folder.delete()
+        if fs.exists(old.path) and not fs.exists(target.path):
+            fs.mv(old.path, target.path, recursive=True)
         raise
     finally:
-        if is_local(fs) and old.exists():
-            shutil.rmtree(old)
+        old.delete()

@@ -13,6 +13,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from distmf import kernel
 from distmf.engine import ThreadEngine
 from distmf.errors import DivergedError
@@ -87,7 +89,7 @@ class Trainer:
     seconds: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.state = first_state(self.training)
+        self.state = self._before = first_state(self.training)
         self._costs: list[float] = []
         self._rollbacks_in_a_row = 0
 
@@ -96,15 +98,26 @@ class Trainer:
         """Updates that count per second of wall time in epochs."""
         return len(self.epochs) * self.training.blocks.n_ratings / self.seconds if self.seconds else None
 
-    def run(self) -> Stopped:
-        """Train until a stop rule holds and return which.
+    def run(self) -> tuple[Stopped, Cost]:
+        """Train until a stop rule holds; return which, and the exact cost at the end.
 
         Raises
         ------
         DivergedError
             If no step size keeps the cost finite.
         """
-        kernel.compile_for(self.training.blocks.read(BlockKey(0, 0), "train"), self.training.rank)
+        self.engine.call(kernel.compile_for, self.training.blocks.read(BlockKey(0, 0), "train"), self.training.rank)
+        while True:
+            event = self._train()
+            cost = self._measure()
+            if _has_diverged(cost, self._costs):  # in the last epoch, whose cost was seen before its updates
+                self._undo_epoch()
+                self._roll_back()
+            elif event != "target" or self._is_on_target(cost):
+                return event, cost
+
+    def _train(self) -> Stopped:
+        """Run generations until a stop rule holds by the costs seen on the way."""
         while self.state.epoch < self.rules.epochs:
             n_epochs = min(EPOCHS_PER_GENERATION, self.rules.epochs - self.state.epoch)
             outcome = self._run_generation(n_epochs, is_first=True)
@@ -115,17 +128,21 @@ class Trainer:
                 self._accept(outcome)
             if verdict.diverged:
                 self._roll_back()
-            elif verdict.event == "target" and not self._is_on_target():
-                continue
             elif verdict.event:
                 return verdict.event
         return "epochs"
 
-    def measure(self) -> Cost:
+    def _measure(self) -> Cost:
         """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
         graph, key = build_measurement(self.training, self.state, uuid.uuid4().hex[:8])
         cost: Cost = self.engine.run(graph, [key])[0]
         return cost
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every factor and bias of the state is a number."""
+        sides = [*(visited.rows for visited in self.state.rows), *(column.side for column in self.state.cols)]
+        return all(bool(np.isfinite(array).all()) for side in sides for array in side)
 
     def rmse(self, cost: float) -> float | None:
         """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
@@ -165,14 +182,10 @@ class Trainer:
         """Return what happens first in the epochs after `state`, given their costs."""
         trained = [*self._costs]
         for n, cost in enumerate(costs):
-            lowest = max(min(trained, default=1.0), NEGLIGIBLE)
-            if not cost.train <= DIVERGED * lowest:
+            if _has_diverged(cost, trained):
                 return Verdict(n, None, diverged=True)
             trained.append(cost.train)
-            if (
-                self.rules.target_cost is not None
-                and cost.train * self.training.hyper.scale**2 < self.rules.target_cost
-            ):
+            if self._is_on_target(cost):
                 return Verdict(n + 1, "target")
             if self.rules.tol > 0 and _is_steady(trained[-STEADY_EPOCHS - 1 :], self.rules.tol):
                 return Verdict(n + 1, "converged")
@@ -186,8 +199,16 @@ class Trainer:
         for n, (cost, step_size) in enumerate(zip(outcome.costs, outcome.step_sizes, strict=False)):
             self.epochs.append(self._epoch(self.state.epoch + n, cost, step_size))
             self._costs.append(cost.train)
-        self.state = outcome.state
+        self._before, self.state = self.state, outcome.state
         self._rollbacks_in_a_row = 0
+
+    def _undo_epoch(self) -> None:
+        """Go back by one epoch: to the state before the last generation, and on to its last epoch but one."""
+        n_epochs = self.state.epoch - self._before.epoch
+        self.state = self._before
+        del self.epochs[-n_epochs:], self._costs[-n_epochs:]
+        if n_epochs > 1:
+            self._accept(self._run_generation(n_epochs - 1, is_first=False))
 
     def _roll_back(self) -> None:
         """Halve the step size and go on from the last good state, or from the start if that did not help."""
@@ -196,8 +217,8 @@ class Trainer:
         step = self.state.step._replace(step_size=self.state.step.step_size / 2)
         if self.rollbacks > MAX_ROLLBACKS:
             raise DivergedError(
-                f"the cost grows even with a step size of {step.step_size:.3g}; "
-                "look for ratings of very different sizes, or raise reg"
+                f"the cost grows even with a step size of {step.step_size:.3g}; look for ratings of very different sizes, "
+                "a reg or bias_reg far above 1, or a step_decay above 1"
             )
         if self._rollbacks_in_a_row > ROLLBACKS_BEFORE_RESTART and self.state.epoch:
             self.state, self.epochs, self._costs = first_state(self.training), [], []
@@ -206,9 +227,9 @@ class Trainer:
         self.state = self.state._replace(step=step)
         logger.info("cost grew: back to the end of epoch %d, step size %.3g", self.state.epoch, step.step_size)
 
-    def _is_on_target(self) -> bool:
-        assert self.rules.target_cost is not None
-        return self.measure().train * self.training.hyper.scale**2 < self.rules.target_cost
+    def _is_on_target(self, cost: Cost) -> bool:
+        target = self.rules.target_cost
+        return target is not None and cost.train * self.training.hyper.scale**2 < target
 
     def _log(self, epoch: Epoch, seconds: float) -> None:
         """Log an epoch that ended `seconds` after the first began; epochs overlap, so rates are those since then."""
@@ -224,6 +245,11 @@ class Trainer:
             epoch.epoch * self.training.blocks.n_ratings / seconds / 1e6,
             seconds / epoch.epoch * (self.rules.epochs - epoch.epoch),
         )
+
+
+def _has_diverged(cost: Cost, before: list[float]) -> bool:
+    """Return whether a cost is not finite, or far above the lowest of those before."""
+    return not cost.train <= DIVERGED * max(min(before, default=1.0), NEGLIGIBLE)
 
 
 def _is_steady(costs: list[float], tol: float) -> bool:

@@ -205,7 +205,7 @@ def test_open_ratings__refuses_a_column_that_occurs_twice(tmp_path: Path) -> Non
 
 
 def test_open_ratings__refuses_one_column_for_two_things(folder: Path) -> None:
-    with pytest.raises(ValueError, match="need one each"):
+    with pytest.raises(RatingsError, match="need one each"):
         open_ratings(folder, Columns("user_id", "user_id"))
 
 
