@@ -177,8 +177,8 @@ def _pass(
     assert addresses[0] % 64 == addresses[1] % 64 == 0
     table = ((ratings.table.astype(np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
     arrays = [_read_only(array) for array in (*ratings[:4], table)]
-    f32 = np.float32
-    numbers = f32(hyper.mean), f32(1 / hyper.scale), f32(step_size), f32(hyper.reg), f32(hyper.bias_reg)
+    with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
+        numbers = np.array([hyper.mean, 1 / hyper.scale, step_size, hyper.reg, hyper.bias_reg]).astype(np.float32)
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     return run(*arrays, tiles, *addresses, rows.biases, cols.biases, *numbers, np.uint64(seed))
 

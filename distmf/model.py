@@ -231,7 +231,14 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
-    array = ids if isinstance(ids, pa.Array) else pa.array(np.atleast_1d(ids))
+    if isinstance(ids, pa.Array):
+        array = ids
+    else:
+        ids = [ids] if np.ndim(ids) == 0 else ids
+        try:
+            array = pa.array(ids)
+        except OverflowError:
+            array = pa.array(ids, type=pa.uint64())
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)

@@ -195,7 +195,7 @@ class Folder(NamedTuple):
         if manifest.get("kind") != kind.name or manifest.get("version") != kind.version:
             raise StoreError(
                 f"{self}: {kind.manifest} is of {manifest.get('kind')!r}, format version {manifest.get('version')!r}; "
-                f"{kind.name!r}, version {kind.version}, is needed: use the distmf that wrote it or make the folder again"
+                f"{kind.name!r}, version {kind.version} is needed: use the distmf that wrote it or make it again"
             )
         if checksum != _checksum(manifest):
             raise StoreError(

@@ -217,8 +217,8 @@ class Trainer:
         step = self.state.step._replace(step_size=self.state.step.step_size / 2)
         if self.rollbacks > MAX_ROLLBACKS:
             raise DivergedError(
-                f"the cost grows even with a step size of {step.step_size:.3g}; look for ratings of very different sizes, "
-                "a reg or bias_reg far above 1, or a step_decay above 1"
+                f"the cost grows even with a step size of {step.step_size:.3g}; look for ratings of very different "
+                "sizes, a reg or bias_reg far above 1, or a step_decay above 1"
             )
         if self._rollbacks_in_a_row > ROLLBACKS_BEFORE_RESTART and self.state.epoch:
             self.state, self.epochs, self._costs = first_state(self.training), [], []

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distmf import block_ratings, blocking, blocks, open_blocks
+from distmf import MatrixFactorization, block_ratings, blocking, blocks, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.errors import MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey
@@ -147,6 +147,7 @@ def test_block_ratings__counts_what_training_sees_after_means(tmp_path: Path) ->
         ({"grid": (0, 2)}, RatingsError, "grid is 0 × 2"),
         ({"rank": 0}, ValueError, "rank is 0"),
         ({"seed": -1}, ValueError, "seed is -1;"),
+        ({"seed": 1.5}, ValueError, "seed is 1.5;"),
         ({"user": "usr"}, RatingsError, "no column 'usr'"),
     ],
 )
@@ -171,7 +172,7 @@ def test_block_ratings__leaves_other_folders_alone(tmp_path: Path) -> None:
     precious.mkdir()
     (precious / "thesis.txt").write_text("precious")
     for target in (precious, precious / "thesis.txt"):
-        with pytest.raises(StoreError, match="exists and is not what distmf would replace"):
+        with pytest.raises(StoreError, match="exists and is not only distmf blocks"):
             block_ratings(source, target)
     assert files(precious) == {"thesis.txt": b"precious"}
 
@@ -231,18 +232,33 @@ def test_read__refuses_damaged_and_missing_files(tmp_path: Path, monkeypatch: py
         found.read(BlockKey(1, 1), "train")
 
 
+def test_fit__takes_a_folder_with_some_manifest_for_ratings(tmp_path: Path) -> None:
+    folder = tmp_path / "ratings"
+    folder.mkdir()
+    write(folder / "r.parquet", random_ratings(100, 20, 10))
+    (folder / "manifest.json").write_text('{"name": "of something else"}')
+    with pytest.raises(RatingsError, match="manifest.json is not a Parquet file"):
+        MatrixFactorization(2).fit(folder)
+    assert MatrixFactorization(2).fit(str(folder / "*.parquet")).history_.stopped == "epochs"
+
+
 def test_open_blocks__refuses_other_versions_and_damage(tmp_path: Path) -> None:
     source = write(tmp_path / "r.parquet", random_ratings(100, 20, 10))
     path = tmp_path / "b"
     block_ratings(source, path)
     manifest = json.loads((path / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "format version 99, this distmf reads version 1"),
-        ({"blocks": [[0]]}, "manifest.json is damaged"),
-        ({"blocks": None}, "manifest.json is damaged"),
+        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 1 is needed"),
+        ({"kind": "browser extension"}, "is of 'browser extension'"),
+        ({"row_cuts": [0, 5]}, "manifest.json is damaged: its checksum does not match"),
+        ({"blocks": []}, "manifest.json is damaged: its checksum does not match"),
     ):
         (path / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(StoreError, match=message):
+            open_blocks(path)
+    for text in ("[1]", "7", "null", json.dumps(manifest)[:100]):
+        (path / "manifest.json").write_text(text)
+        with pytest.raises(StoreError, match="manifest.json is damaged"):
             open_blocks(path)
     (path / "manifest.json").write_text(json.dumps(manifest)[:100])
     with pytest.raises(StoreError, match="manifest.json is damaged"):

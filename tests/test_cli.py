@@ -163,11 +163,15 @@ def test_demo__shows_what_it_does() -> None:
     ("arguments", "message"),
     [
         (["train", "nowhere", "m"], "nowhere: no such file"),
-        (["train", "{folder}/r.parquet", "{folder}"], "is not what distmf would replace"),
+        (["train", "{folder}/r.parquet", "{folder}"], "exists and is not only distmf model"),
         (["train", "{folder}/r.parquet", "m", "--user", "usr"], "no column 'usr'"),
         (["train", "{folder}/r.parquet", "m", "--memory-per-task", "1 KiB"], "memory_per_task is 1,024"),
         (["train", "{folder}/r.parquet", "m", "--grid", "500x2"], "grid is 500 × 2"),
         (["block", "{folder}/model", "b"], "items.parquet: there is no column 'user_id'"),
+        (["train", "{folder}/r.parquet", "m", "--user", "item_id"], "need one each"),
+        (["train", "foo://bucket/r", "m"], "foo://bucket/r: "),
+        (["train", "{folder}/r.parquet", "foo://m"], "foo://m: "),
+        (["train", "{folder}/r.parquet", "{folder}/r.parquet/model"], "is not a folder"),
         (["evaluate", "{folder}/blocks", "{folder}/r.parquet"], "model.json is missing"),
         (["predict", "{folder}/model", "{folder}/none.parquet", "o"], "no such file"),
         (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
@@ -201,6 +205,12 @@ def test_problems__end_with_1_and_a_message_without_a_traceback(
         (["train", "a", "m", "--grid", "4"], "'4' is not a grid; write for example 8x8"),
         (["train", "a", "m", "--memory-per-task", "much"], "'much' is not an amount of memory"),
         (["train", "{folder}/blocks", "m", "--holdout", "0.2"], "--holdout: only for raw ratings"),
+        (["train", "a", "m", "--reg", "nan"], "'--reg': nan is not a finite number"),
+        (["train", "a", "m", "--tol", "inf"], "'--tol': inf is not a finite number"),
+        (["train", "a", "m", "--holdout", "nan"], "'--holdout': nan is not a finite number"),
+        (["train", "a", "m", "--step-size", "nan"], "'--step-size': nan is not a finite number"),
+        (["train", "a", "m", "--seed", "99999999999999999999"], "'--seed': 99999999999999999999 is not in the range"),
+        (["train", "a", "m", "--epochs", "99999999999"], "'--epochs': 99999999999 is not in the range"),
         (["train", "a", "m", "--epochs", "0"], "'--epochs': 0 is not in the range"),
         (["recommend", "a", "o", "-n", "0"], "'-n': 0 is not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
@@ -277,3 +287,23 @@ def test_output__to_a_closed_pipe_is_no_traceback(folder: Path) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writer)
     assert "Traceback" not in done.stderr
+
+
+def test_output__to_a_terminal_that_knows_only_ascii(folder: Path) -> None:
+    command = [sys.executable, "-m", "distmf", "inspect", str(folder / "blocks")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "4 ? 4 blocks" in done.stdout
+
+
+def test_interrupt__while_compiling_ends_it(folder: Path, tmp_path: Path) -> None:
+    for delay in (0.0, 0.1, 0.2, 0.3, 0.4):
+        with start(
+            "train", folder / "blocks", tmp_path / "m", "--rank", 512, "--epochs", 1_000_000, "--tol", 0
+        ) as process:
+            time.sleep(0.9 + delay)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert "Exception ignored" not in errors

@@ -206,6 +206,12 @@ def test_fit__refuses_matrices(matrix: Any, options: dict[str, Any], error: type
         MatrixFactorization(2).fit(matrix, **options)
 
 
+def test_fit__takes_masked_arrays() -> None:
+    masked = np.ma.masked_array(np.where(np.isnan(hide(5, 1)), 999, MATRIX), mask=np.isnan(hide(5, 1)))
+    found, expected = (MatrixFactorization(2, epochs=9).fit(matrix).reconstruct() for matrix in (masked, hide(5, 1)))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_fit__predicts_rows_and_columns_without_ratings_by_what_is_known() -> None:
     matrix = np.vstack([MATRIX, np.full(5, np.nan)])
     mf = MatrixFactorization(2, epochs=50).fit(matrix)

@@ -107,3 +107,11 @@ def test_id_counts__refuse_ids_that_hash_alike() -> None:
     with pytest.raises(RatingsError, match="'a' and 'b' have the same 64-bit hash; choose another seed"):
         _refuse_collisions(np.array([5, 5], dtype=np.uint64), strings(["a", "b"]))
     _refuse_collisions(np.array([5, 5], dtype=np.uint64), strings(["a", "a"]))
+
+
+def test_id_map__tells_negative_from_large_numbers() -> None:
+    signed, unsigned = pa.array([-1, 5], pa.int64()), pa.array([2**64 - 1, 5], pa.uint64())
+    assert IdMap(signed, SALT).numbers(unsigned).tolist() == [-1, 1]
+    assert IdMap(unsigned, SALT).numbers(signed).tolist() == [-1, 1]
+    assert IdMap(unsigned, SALT).numbers(unsigned).tolist() == [0, 1]
+    assert IdMap(signed, SALT).numbers(pa.array([-1, 5], pa.int8())).tolist() == [0, 1]

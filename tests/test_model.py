@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmf import Blocks, MatrixFactorization, block_ratings, evaluate, load
+from distmf import Blocks, MatrixFactorization, always, block_ratings, evaluate, load
 from distmf.errors import NotFittedError, RatingsError, StoreError
 from distmf.model import top
 from tests.helpers import files, random_ratings, write
@@ -92,6 +92,14 @@ def test_predict__takes_single_ids_lists_arrays_and_arrow(mf: MatrixFactorizatio
     assert mf.predict([], []).shape == (0,)
 
 
+def test_predict__takes_large_unsigned_ids(tmp_path: Path) -> None:
+    ids = pa.array([2**64 - 1, 2**63, 5], pa.uint64())
+    source = write(tmp_path / "r.parquet", {"user_id": ids, "item_id": ids, "rating": [1.0, 2.0, 3.0]})
+    mf = MatrixFactorization(2, epochs=3).fit(source)
+    assert mf.is_unseen([2**64 - 1, 2**63, 7], [5, 5, 5]).tolist() == [False, False, True]
+    assert mf.is_unseen([-1], [5]).tolist() == [True]
+
+
 def test_predict__takes_strings(strings: MatrixFactorization) -> None:
     found = strings.predict(["u3", "nobody"], np.array(["i4", "i4"]), clip=False)
     user, item = (list(ids).index(name) for ids, name in ((strings.user_ids_, "u3"), (strings.item_ids_, "i4")))
@@ -120,6 +128,7 @@ def test_methods__need_training_first() -> None:
     for call in (lambda: mf.predict(1, 1), lambda: mf.user_factors_, lambda: mf.save("x"), lambda: mf.recommend(1)):
         with pytest.raises(NotFittedError, match="call fit first"):
             call()
+    assert not hasattr(mf, "user_factors_")
 
 
 def test_load__gives_the_model_that_was_saved(
@@ -174,7 +183,7 @@ def test_save__keeps_the_old_model_when_it_fails(
     with pytest.raises(OSError, match="No space left"):
         mf.save(tmp_path / "model")
     assert files(tmp_path) == before
-    with pytest.raises(StoreError, match="is not what distmf would replace"):
+    with pytest.raises(StoreError, match="exists and is not only distmf model"):
         mf.save(tmp_path)
 
 
@@ -183,14 +192,18 @@ def test_load__refuses_what_is_no_model(mf: MatrixFactorization, tmp_path: Path)
         load(tmp_path / "missing")
     mf.save(tmp_path / "model")
     (tmp_path / "model" / "users.parquet").write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match="users.parquet is damaged"):
+    with pytest.raises(StoreError, match="users.parquet does not match its checksum"):
         load(tmp_path / "model")
     (tmp_path / "model" / "users.parquet").unlink()
     with pytest.raises(StoreError, match="users.parquet is missing"):
         load(tmp_path / "model")
     mf.save(tmp_path / "model")
     manifest = json.loads((tmp_path / "model" / "model.json").read_text())
-    for change, message in (({"version": 2}, "format version 2"), ({"hyperparameters": {}}, "the model is damaged")):
+    for change, message in (
+        ({"version": 2}, "format version 2"),
+        ({"hyperparameters": {}}, "model.json is damaged"),
+        ({"global_bias": 3.25}, "model.json is damaged"),
+    ):
         (tmp_path / "model" / "model.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(StoreError, match=message):
             load(tmp_path / "model")
@@ -222,6 +235,13 @@ def test_recommend__leaves_out_what_was_rated(mf: MatrixFactorization, blocks: B
         for user, items, scores in zip(users, found.item_ids.tolist(), found.scores, strict=True):
             left = {item for item, score in zip(items, scores, strict=True) if np.isfinite(score)}
             assert left == set(range(80)) - rated.get(user, set())
+
+
+def test_recommend__refuses_blocks_of_other_ids(strings: MatrixFactorization, blocks: Blocks) -> None:
+    with pytest.raises(
+        RatingsError, match="item ids of type int64 were given, but the model's item ids are large_string"
+    ):
+        strings.recommend("u3", exclude=blocks)
 
 
 def test_recommend__works_in_parts(mf: MatrixFactorization, blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +304,7 @@ def test_evaluate__counts_unseen_pairs_and_takes_column_names(mf: MatrixFactoriz
         ({"step_size": "fast"}, "step_size is 'fast'; it can be 'auto' or a positive number"),
         ({"step_size": 0}, "step_size is 0"),
         ({"step_size": np.inf}, "step_size is inf"),
+        ({"step_size": True}, "step_size is True"),
         ({"step_decay": -0.5}, "step_decay is -0.5"),
         ({"tol": -1}, "tol is -1"),
         ({"target_cost": -1}, "target_cost is -1"),
@@ -307,3 +328,5 @@ def test_fit__names_what_is_not_there(tmp_path: Path) -> None:
         MatrixFactorization().fit(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="threads is 0"):
         MatrixFactorization().fit(np.ones((2, 2)), threads=0)
+    with pytest.raises(ValueError, match="is_set chooses the entries of a matrix"):
+        MatrixFactorization().fit(tmp_path, is_set=always)

@@ -61,6 +61,11 @@ def test_read__takes_a_file_a_glob_and_home(folder: Path, table: pa.Table, monke
     check(read(str(folder / "b.parquet")), table.slice(40, 40))
     check(read(str(folder / "*.parquet")), table.slice(0, 80))
     check(read(str(folder / "**" / "[ab].parquet")), table.slice(0, 80))
+    check(read(str(folder / "*")), table)
+    check(read(str(folder / "**")), table)
+    check(read(str(folder / "day*")), table.slice(80))
+    write(folder / ".a.parquet.tmp.parquet", table)
+    check(read(str(folder / "*.parquet")), table.slice(0, 80))
     monkeypatch.setenv("HOME", str(folder.parent))
     check(read("~/ratings/b.parquet"), table.slice(40, 40))
 

@@ -1,12 +1,15 @@
 """Files and folders that appear whole or not at all."""
 
+import json
+import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from distmf.errors import StoreError
 from distmf.sizes import format_bytes, parse_bytes
-from distmf.store import Folder, new_file, new_folder
+from distmf.store import Folder, Kind, free_folder, new_file, new_folder, url_to_fs
 from tests.helpers import files
 
 
@@ -27,19 +30,109 @@ def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
     assert files(tmp_path) == {"new/file": b"one"}
 
 
-def test_new_folder__replaces_its_own_kind_only(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    for content in (b"one", b"two"):
-        with new_folder(path, "manifest") as folder:
-            folder.write("manifest", content)
-    assert files(tmp_path) == {"folder/manifest": b"two"}
-    with pytest.raises(StoreError, match="other is missing"), new_folder(path, "other"):
-        pass
-    assert files(tmp_path) == {"folder/manifest": b"two"}
-    (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", "manifest") as folder:
-        folder.write("manifest", b"x")
-    assert files(tmp_path / "empty") == {"manifest": b"x"}
+KIND = Kind("thing", 1, "manifest.json", ("t.parquet",), ("rows",))
+
+
+def make(url: str | Path, number: int = 0) -> None:
+    with new_folder(url, KIND) as folder:
+        folder.write_table("t.parquet", pa.table({"n": [number]}))
+        folder.write("rows/0", b"x")
+        folder.write_manifest(KIND, {"number": number})
+
+
+def number_in(url: str | Path) -> int:
+    folder = Folder.at(url)
+    manifest = folder.read_manifest(KIND)
+    table = folder.read_table("t.parquet", manifest["checksums"]["t.parquet"])
+    assert table["n"].to_pylist() == [manifest["number"]]
+    return int(manifest["number"])
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(where: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "folder") if where == "local" else "memory://new/folder"
+    fs, path = url_to_fs(url)
+    try:
+        for number in (1, 2):
+            make(url, number)
+            assert number_in(url) == number
+
+        def fail() -> None:
+            with new_folder(url, KIND) as folder:
+                folder.write("rows/1", b"y")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert number_in(url) == 2
+        assert [name.rpartition("/")[2] for name in fs.ls(path.rpartition("/")[0], detail=False)] == ["folder"]
+    finally:
+        fs.rm(path, recursive=True)
+
+
+@pytest.mark.parametrize("foreign", ["manifest", "other kind", "one file more", "list"])
+def test_new_folder__leaves_foreign_folders_alone(foreign: str, tmp_path: Path) -> None:
+    path = tmp_path / "project"
+    if foreign == "one file more":
+        make(path)
+        (path / "thesis.txt").write_text("precious")
+    else:
+        path.mkdir()
+        manifests = {"manifest": {"name": "my extension"}, "other kind": {"kind": "other"}, "list": [1]}
+        (path / "manifest.json").write_text(json.dumps(manifests[foreign]))
+    before = files(tmp_path)
+    with pytest.raises(StoreError, match="project exists and is not only thing; choose another path"):
+        make(path)
+    assert files(tmp_path) == before
+
+
+def test_new_folder__takes_an_empty_folder_and_follows_links(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for number in (1, 2):
+        make(tmp_path / "link", number)
+        assert number_in(tmp_path / "real") == number
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_free_folder__knows_before_the_work_what_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="file/sub/model cannot be written: .*file is not a folder"):
+        free_folder(tmp_path / "file" / "sub" / "model", KIND)
+    with pytest.raises(StoreError, match="file exists and is not only thing"):
+        free_folder(tmp_path / "file", KIND)
+    assert free_folder(tmp_path / "new" / "model", KIND).path == str(tmp_path / "new" / "model")
+
+
+def test_read__refuses_every_flipped_byte(tmp_path: Path) -> None:
+    make(tmp_path / "f", 7)
+    for name in ("manifest.json", "t.parquet"):
+        file = tmp_path / "f" / name
+        data = file.read_bytes()
+        for position in range(0, len(data), 11):
+            damaged = bytearray(data)
+            damaged[position] ^= 0b10000
+            file.write_bytes(damaged)
+            with pytest.raises(StoreError, match=re.escape(name)):
+                number_in(tmp_path / "f")
+        file.write_bytes(data)
+    assert number_in(tmp_path / "f") == 7
+
+
+@pytest.mark.parametrize("url", ["foo://bucket/x", "s3x://bucket/x"])
+def test_url_to_fs__refuses_unknown_protocols(url: str) -> None:
+    with pytest.raises(StoreError, match=url):
+        url_to_fs(url)
+
+
+def test_url_to_fs__names_the_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
+    with pytest.raises(StoreError, match="s3://bucket/x: Install s3fs to access S3"):
+        url_to_fs("s3://bucket/x")
 
 
 def test_folder__refuses_names_that_lead_out(tmp_path: Path) -> None:

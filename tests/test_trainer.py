@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distmf import Blocks, MatrixFactorization, block_ratings, trainer
-from distmf.errors import DivergedError
+from distmf.errors import DivergedError, NotFittedError
 from distmf.trainer import _is_steady
 from tests.helpers import files, random_ratings, write
 
@@ -79,7 +79,10 @@ def test_fit__reports_exact_errors_at_the_end(blocks: Blocks) -> None:
     assert mf.history_.holdout_rmse == pytest.approx(mf.history_[-1].holdout_rmse, rel=0.02)
 
 
-@pytest.mark.parametrize("options", [{}, {"target_cost": 0.35, "epochs": 200}, {"step_size": 3.0, "epochs": 12}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"target_cost": 0.35, "epochs": 200}, {"step_size": 3.0, "epochs": 12}, {"step_size": 0.6, "epochs": 4}],
+)
 def test_fit__does_not_depend_on_the_length_of_a_generation(
     options: dict[str, Any], blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,9 +107,35 @@ def test_fit__rolls_back_from_steps_that_are_too_large(step_size: float, blocks:
     assert np.isfinite(mf.reconstruct()).all()
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+@pytest.mark.parametrize("step_size", [3.0, 1e15])
+def test_fit__sees_a_divergence_in_the_last_epoch(epochs: int, step_size: float, tmp_path: Path) -> None:
+    # One rating of every user and item: the cost seen on the way through an epoch knows nothing of its own updates.
+    ids = np.arange(3000)
+    ratings = np.random.default_rng(0).normal(3, 1, 3000)
+    source = write(tmp_path / "r.parquet", {"user_id": ids, "item_id": ids, "rating": ratings})
+    mf = MatrixFactorization(4, epochs=epochs, tol=0, step_size=step_size).fit(source)
+    assert mf.history_.rollbacks > 0
+    assert len(mf.history_) == epochs
+    assert mf.history_.train_rmse is not None
+    assert mf.history_.train_rmse < 1.5 * ratings.std()
+    assert np.isfinite(mf.predict(ids, ids, clip=False)).all()
+
+
+@pytest.mark.parametrize("options", [{"step_size": 1e300}, {"reg": 1e300}, {"bias_reg": 1e38}])
+def test_fit__ends_in_an_error_or_finite(options: dict[str, Any], blocks: Blocks) -> None:
+    mf = MatrixFactorization(4, epochs=1, **options)
+    with pytest.raises(DivergedError, match="the cost grows even with"):
+        mf.fit(blocks)
+    with pytest.raises(NotFittedError):
+        mf.predict(1, 1)
+
+
 def test_fit__gives_up_when_no_step_helps(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "DIVERGED", 0.0)
-    with pytest.raises(DivergedError, match="the cost grows even with a step size of .*; look for .* or raise reg"):
+    with pytest.raises(
+        DivergedError, match="the cost grows even with a step size of .*; look for ratings of very different sizes"
+    ):
         MatrixFactorization(2, epochs=3).fit(blocks)
 
 
