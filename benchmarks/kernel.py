@@ -3,8 +3,8 @@
     python benchmarks/kernel.py
 
 *Tiles* is the order in which blocks lie on disk; *by user* visits user after user; *shuffled* is any order. The *copy
-bound* visits the tiles, loads the two rows of factors of each rating and stores them again, without arithmetic: no SGD
-that writes both rows in float32 at each rating can be faster in that order.
+bound* visits the tiles as the kernel does, loads the two rows of factors of each rating and stores them again, without
+arithmetic: no SGD that writes both rows in float32 at each rating can be faster in that order.
 """
 
 import argparse
@@ -82,17 +82,26 @@ def copy_pass(n_floats: int) -> Callable[..., float]:
 
     @nb.njit(nogil=True)
     def run(offsets, rows, cols, height, width, n_tile_cols, P, Q, seed):
-        draw = seed
-        for tile in range(len(offsets) - 1):
-            begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + 1] - offsets[tile])
-            first_row, first_col = np.uint64(tile // n_tile_cols * height), np.uint64(tile % n_tile_cols * width)
+        n_tile_cols = np.uint64(n_tile_cols)
+        n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
+        draw = mix(seed)
+        row_stride, tile_row = visits(n_tile_rows, draw)
+        for _ in range(n_tile_rows):
             draw = mix(draw)
-            stride, position = visits(n, draw)
-            for _ in range(n):
-                t = begin + position
-                position = advance(position, stride, n)
-                u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
-                swap(P + u * row_bytes, Q + i * row_bytes)
+            col_stride, tile_col = visits(n_tile_cols, draw)
+            for _ in range(n_tile_cols):
+                tile = tile_row * n_tile_cols + tile_col
+                begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + np.uint64(1)] - offsets[tile])
+                first_row, first_col = tile_row * np.uint64(height), tile_col * np.uint64(width)
+                draw = mix(draw)
+                stride, position = visits(n, draw)
+                for _ in range(n):
+                    t = begin + position
+                    position = advance(position, stride, n)
+                    u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
+                    swap(P + u * row_bytes, Q + i * row_bytes)
+                tile_col = advance(tile_col, col_stride, n_tile_cols)
+            tile_row = advance(tile_row, row_stride, n_tile_rows)
 
     return run
 
