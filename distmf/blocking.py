@@ -179,7 +179,14 @@ def block_ratings(
         on_done = _progress("scattering", "scatter", [piece.n_rows for piece in ratings.pieces])
         runs = [run for runs in engine.run(graph, list(graph), on_done) for run in runs]
         _merge(engine, folder, settings, layout, counts, runs, ids)
-    return open_blocks(path)
+    blocks = open_blocks(path)
+    logger.info(
+        "blocked: %s ratings to train on and %s held out, by %s users of %s items; %s repeat a pair (duplicates: %s)",
+        *(f"{n:,}" for n in (blocks.n_ratings, blocks.n_holdout, blocks.n_users, blocks.n_items)),
+        f"{blocks.settings['n_duplicates']:,}",
+        duplicates,
+    )
+    return blocks
 
 
 def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: str, seed: int) -> Blocks:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,14 @@ def test_block_ratings__duplicates(tmp_path: Path) -> None:
     assert not (tmp_path / "error").exists()
     distinct = write(tmp_path / "distinct.parquet", {name: values[3:] for name, values in data.items()})
     assert block_ratings(distinct, tmp_path / "error", duplicates="error").settings["n_duplicates"] == 0
+
+
+def test_block_ratings__says_what_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = {"user_id": [1, 1, 2], "item_id": [1, 1, 2], "rating": [1.0, 2.0, 3.0]}
+    with caplog.at_level(logging.INFO, "distmf"):
+        block_ratings(write(tmp_path / "r.parquet", data), tmp_path / "b", grid=(1, 1))
+    expected = "3 ratings to train on and 0 held out, by 2 users of 2 items; 1 repeat a pair (duplicates: keep)"
+    assert expected in caplog.text
 
 
 def test_block_ratings__counts_what_training_sees_after_means(tmp_path: Path) -> None:
