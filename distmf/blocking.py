@@ -28,7 +28,7 @@ from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import Hashes, IdCounts, IdMap, hash_ids, mix, salt
 from distmf.progress import Progress
-from distmf.ratings import Batch, Columns, Piece, Ratings, open_ratings, read_piece
+from distmf.ratings import LARGEST, Batch, Columns, Piece, Ratings, open_ratings, read_piece
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder
 from distmf.tiles import Duplicates, record_dtype, sort_part
@@ -203,8 +203,13 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     """
     rows, cols = np.nonzero(is_set)
     values = matrix[is_set].astype(np.float32) + np.float32(0)
+    values[abs(values) > LARGEST] = np.inf
     if not len(values) or not np.isfinite(values).all():
-        what = "no entry is set" if not len(values) else f"{np.sum(~np.isfinite(values))} set entries are not finite"
+        what = (
+            "no entry is set"
+            if not len(values)
+            else f"{np.sum(~np.isfinite(values))} set entries are not finite, or beyond ±{LARGEST:g}"
+        )
         raise RatingsError(
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
         )

@@ -26,7 +26,7 @@ from distmf.grid import BlockKey, Shape, offset_dtype
 from distmf.kernel import Ratings
 from distmf.store import Folder, Kind
 
-KIND = Kind("distmf blocks", 1, "manifest.json", ("users.parquet", "items.parquet"), ("rows",))
+KIND = Kind("distmf blocks", 1, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
 CACHE_BYTES = 1 << 30  # per process
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"

@@ -69,7 +69,8 @@ class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """Return both."""
         rows, _, cols = str(value).lower().partition("x")
-        if not (rows.isdecimal() and cols.isdecimal() and int(rows) and int(cols)):
+        is_grid = rows.isdecimal() and cols.isdecimal() and max(len(rows), len(cols)) < 7
+        if not (is_grid and int(rows) and int(cols)):
             self.fail(f"{value!r} is not a grid; write for example 8x8", param, ctx)
         return int(rows), int(cols)
 

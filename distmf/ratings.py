@@ -25,6 +25,7 @@ from distmf.store import display_name, is_local, one_line, url_to_fs
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
 MAGIC = b"PAR1"
+LARGEST = 1e30  # beyond it, predictions would not fit into float32
 
 
 class Columns(NamedTuple):
@@ -261,6 +262,9 @@ def _problems(raw: pa.RecordBatch, columns: Columns) -> dict[tuple[str, str], in
         found[columns.rating, "null ratings"] = column.null_count
         found[columns.rating, "NaN ratings"] = int(np.isnan(values).sum())
         found[columns.rating, "infinite ratings (as float32)"] = int(np.isinf(values).sum())
+        found[columns.rating, f"ratings beyond ±{LARGEST:g}"] = int(
+            (np.isfinite(values) & (abs(values) > LARGEST)).sum()
+        )
     return {key: n for key, n in found.items() if n}
 
 

@@ -6,9 +6,11 @@ without one is not one of ours.
 """
 
 import contextlib
+import functools
 import json
 import os
 import posixpath
+import re
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -35,7 +37,7 @@ def url_to_fs(url: str | Path) -> tuple[Any, str]:
     url = str(url)
     try:
         fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()))
-    except (ImportError, ValueError) as err:
+    except (ImportError, ValueError, RuntimeError, TypeError) as err:
         raise StoreError(f"{url}: {one_line(err)}") from err
     return fs, path
 
@@ -68,15 +70,15 @@ class Kind(NamedTuple):
         The file that says so.
     tables : tuple of str
         Parquet files in it.
-    folders : tuple of str
-        Folders in it.
+    others : str
+        Pattern of the names of all other files in it.
     """
 
     name: str
     version: int
     manifest: str
     tables: tuple[str, ...]
-    folders: tuple[str, ...] = ()
+    others: str = ""
 
 
 class Folder(NamedTuple):
@@ -227,10 +229,11 @@ def free_folder(url: str | Path, kind: Kind) -> Folder:
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise StoreError(f"{folder} cannot be written: {above} is not a folder, or may not be written to")
     if fs.exists(folder.path):
-        names = [] if fs.isfile(folder.path) else [path.rpartition("/")[2] for path in fs.ls(folder.path, detail=False)]
-        is_free = fs.isdir(folder.path) and not names
-        expected = {kind.manifest, *kind.tables, *kind.folders}
-        if not is_free and not (folder.is_a(kind) and set(names) <= expected):
+        names = [path[len(folder.path) :].lstrip("/") for path in fs.find(folder.path)]
+        expected = {kind.manifest, *kind.tables}
+        is_ours = all(name in expected or re.fullmatch(kind.others, name) for name in names) and folder.is_a(kind)
+        is_empty = fs.isdir(folder.path) and not fs.ls(folder.path, detail=False)
+        if not is_empty and not is_ours:
             raise StoreError(f"{folder} exists and is not only {kind.name}; choose another path, or remove it yourself")
     return folder
 
@@ -269,16 +272,21 @@ def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
     fs = target.fs
     folder = target._replace(path=f"{target.path}.tmp-{uuid.uuid4().hex[:8]}")
     old = target._replace(path=f"{folder.path}-old")
+    # A local rename does all or nothing; a move that fell back to copying could lose files half way.
+    move = os.rename if is_local(fs) else functools.partial(fs.mv, recursive=True)
     try:
         fs.makedirs(folder.path, exist_ok=True)
         yield folder
-        if fs.exists(target.path):
-            fs.mv(target.path, old.path, recursive=True)
-        fs.mv(folder.path, target.path, recursive=True)
+        is_replaced = fs.exists(target.path)
+        if is_replaced:
+            move(target.path, old.path)
+        try:
+            move(folder.path, target.path)
+        except BaseException:
+            if is_replaced:
+                move(old.path, target.path)
+            raise
     except BaseException:
         folder.delete()
-        if fs.exists(old.path) and not fs.exists(target.path):
-            fs.mv(old.path, target.path, recursive=True)
         raise
-    finally:
-        old.delete()
+    old.delete()

@@ -169,6 +169,7 @@ def test_demo__shows_what_it_does() -> None:
         (["train", "{folder}/r.parquet", "m", "--grid", "500x2"], "grid is 500 × 2"),
         (["block", "{folder}/model", "b"], "items.parquet: there is no column 'user_id'"),
         (["train", "{folder}/r.parquet", "m", "--user", "item_id"], "need one each"),
+        (["train", "~nosuchuser/r", "m"], "~nosuchuser/r: "),
         (["train", "foo://bucket/r", "m"], "foo://bucket/r: "),
         (["train", "{folder}/r.parquet", "foo://m"], "foo://m: "),
         (["train", "{folder}/r.parquet", "{folder}/r.parquet/model"], "is not a folder"),

@@ -172,6 +172,7 @@ NULLS = [
     ("rating", [1.0, 2.0, None, None], "column 'rating' has 2 null ratings"),
     ("rating", [1.0, 2.0, np.nan, 1.0], "column 'rating' has 1 NaN ratings"),
     ("rating", [1.0, 2.0, np.inf, -np.inf], r"column 'rating' has 2 infinite ratings \(as float32\)"),
+    ("rating", [1.0, 2.0, -3e38, 1.0], r"column 'rating' has 1 ratings beyond ±1e\+30"),
     ("rating", [1.0, 2.0, 1e300, 1.0], "column 'rating' has 1 infinite ratings"),
 ]
 

@@ -30,7 +30,7 @@ def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
     assert files(tmp_path) == {"new/file": b"one"}
 
 
-KIND = Kind("thing", 1, "manifest.json", ("t.parquet",), ("rows",))
+KIND = Kind("thing", 1, "manifest.json", ("t.parquet",), r"rows/\d")
 
 
 def make(url: str | Path, number: int = 0) -> None:
@@ -70,12 +70,15 @@ def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(where: str
         fs.rm(path, recursive=True)
 
 
-@pytest.mark.parametrize("foreign", ["manifest", "other kind", "one file more", "list"])
+@pytest.mark.parametrize("foreign", ["manifest", "other kind", "one file more", "one file below", "list"])
 def test_new_folder__leaves_foreign_folders_alone(foreign: str, tmp_path: Path) -> None:
     path = tmp_path / "project"
     if foreign == "one file more":
         make(path)
         (path / "thesis.txt").write_text("precious")
+    elif foreign == "one file below":
+        make(path)
+        (path / "rows" / "thesis.txt").write_text("precious")
     else:
         path.mkdir()
         manifests = {"manifest": {"name": "my extension"}, "other kind": {"kind": "other"}, "list": [1]}
@@ -84,6 +87,19 @@ def test_new_folder__leaves_foreign_folders_alone(foreign: str, tmp_path: Path) 
     with pytest.raises(StoreError, match="project exists and is not only thing; choose another path"):
         make(path)
     assert files(tmp_path) == before
+
+
+def test_new_folder__keeps_what_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "f", 1)
+
+    def fail(*args: object) -> None:
+        raise OSError(16, "Device or resource busy")  # as at a mount point
+
+    monkeypatch.setattr("os.rename", fail)
+    with pytest.raises(OSError, match="busy"):
+        make(tmp_path / "f", 2)
+    assert number_in(tmp_path / "f") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_new_folder__takes_an_empty_folder_and_follows_links(tmp_path: Path) -> None:
