@@ -40,9 +40,3 @@ class ByteCache(Generic[Value]):
                 while self._bytes > self.max_bytes:
                     self._bytes -= self._values.popitem(last=False)[1][1]
         return value
-
-    def drop(self, belongs: Callable[[Hashable], bool]) -> None:
-        """Forget every value whose key `belongs`."""
-        with self._lock:
-            for key in [key for key in self._values if belongs(key)]:
-                self._bytes -= self._values.pop(key)[1]

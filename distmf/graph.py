@@ -108,12 +108,13 @@ def first_state(training: Training) -> State:
 
 def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequence[int]) -> Iterator[FactorBlock]:
     counts = training.blocks.ids(name)["count"].to_numpy()
+    std = np.float32(FIRST_FACTORS_STD if training.blocks.moments.std else 0)
     for n, (begin, end) in enumerate(itertools.pairwise(cuts)):
         rng = np.random.default_rng([training.seed, name == "item", n])
         factors = kernel.aligned_empty(end - begin, kernel.padded_rank(training.rank))
         factors[:, training.rank :] = 0
         factors[:, : training.rank] = rng.standard_normal((end - begin, training.rank), dtype=np.float32)
-        factors *= np.float32(FIRST_FACTORS_STD if training.blocks.moments.std else 0)
+        factors *= std
         factors[counts[begin:end] == 0] = 0
         yield _frozen(FactorBlock(factors, np.zeros(end - begin, dtype=np.float32)))
 

@@ -154,12 +154,13 @@ def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
         names = ratings.columns.names
         batches = parquet.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], columns=names, use_threads=False)
         while (raw := _next(batches, where)) is not None:
-            problems.update(_problems(raw, ratings.columns))
+            batch, found = _checked(raw, ratings)
+            problems.update(found)
             if not problems:
-                yield _batch(raw, ratings)
+                yield batch
     if problems:
-        found = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
-        raise RatingsError(f"{where}: {found}; remove these rows, or set what is missing")
+        listed = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
+        raise RatingsError(f"{where}: {listed}; remove these rows, or set what is missing")
 
 
 def read_ids(source: str | Path, column: str) -> pa.Array:
@@ -253,26 +254,21 @@ def _check_rating_type(schema: pa.Schema, column: str, file: str) -> None:
         raise RatingsError(f"{file}: column {column!r} has type {found}; ratings must be numbers")
 
 
-def _problems(raw: pa.RecordBatch, columns: Columns) -> dict[tuple[str, str], int]:
-    """Return what is wrong with a batch: column and kind to count."""
-    found = {(name, "null ids"): _decoded(raw, name).null_count for name in columns.ids}
-    if columns.rating is not None:
-        column = _decoded(raw, columns.rating)
-        values = _to_float32(column.drop_null())
-        found[columns.rating, "null ratings"] = column.null_count
-        found[columns.rating, "NaN ratings"] = int(np.isnan(values).sum())
-        found[columns.rating, "infinite ratings (as float32)"] = int(np.isinf(values).sum())
-        found[columns.rating, f"ratings beyond ±{LARGEST:g}"] = int(
-            (np.isfinite(values) & (abs(values) > LARGEST)).sum()
-        )
-    return {key: n for key, n in found.items() if n}
-
-
-def _batch(raw: pa.RecordBatch, ratings: Ratings) -> Batch:
+def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[str, str], int]]:
+    """Return a batch, and what is wrong with it: column and kind to count; if anything is, the batch is of no use."""
     columns = ratings.columns
     ids = [_decoded(raw, name).cast(ratings.id_types[name]) for name in columns.ids]
-    rating = None if columns.rating is None else _to_float32(_decoded(raw, columns.rating))
-    return Batch(ids[0], ids[1] if columns.item else None, rating)
+    found = {(name, "null ids"): column.null_count for name, column in zip(columns.ids, ids, strict=True)}
+    rating = None
+    if columns.rating is not None:
+        column = _decoded(raw, columns.rating)
+        rating = _to_float32(column.drop_null())
+        bad = rating[~(abs(rating) <= LARGEST)]
+        found[columns.rating, "null ratings"] = column.null_count
+        found[columns.rating, "NaN ratings"] = int(np.isnan(bad).sum())
+        found[columns.rating, "infinite ratings (as float32)"] = int(np.isinf(bad).sum())
+        found[columns.rating, f"ratings beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
+    return Batch(ids[0], ids[1] if columns.item else None, rating), {key: n for key, n in found.items() if n}
 
 
 def _decoded(raw: pa.RecordBatch, name: str) -> pa.Array:

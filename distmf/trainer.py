@@ -153,15 +153,19 @@ class Trainer:
         token = uuid.uuid4().hex[:8]
         generation = build_generation(self.training, self.state, n_epochs, token)
         seen: list[Cost] = []
+        goes_on = True
         steps = {self.state.epoch: self.state.step.step_size}
         start = time.perf_counter()
 
         def on_done(key: tuple[str, int], value: Any) -> None:
+            nonlocal goes_on
             if key[0] == f"step-{token}":
                 steps[key[1]] = value.step_size
-            elif key[0] == f"epoch-{token}" and self._goes_on(seen):
+            elif key[0] == f"epoch-{token}" and goes_on:
                 seen.append(value)
-                if not self._judge(seen).diverged:
+                verdict = self._judge(seen)
+                goes_on = verdict.event is None and not verdict.diverged
+                if not verdict.diverged:
                     self._log(self._epoch(key[1], value, steps[key[1]]), self.seconds + time.perf_counter() - start)
 
         groups = generation.epochs, generation.steps, generation.rows, generation.cols
@@ -190,10 +194,6 @@ class Trainer:
             if self.rules.tol > 0 and _is_steady(trained[-STEADY_EPOCHS - 1 :], self.rules.tol):
                 return Verdict(n + 1, "converged")
         return Verdict(len(costs), None)
-
-    def _goes_on(self, costs: list[Cost]) -> bool:
-        verdict = self._judge(costs)
-        return verdict.event is None and not verdict.diverged
 
     def _accept(self, outcome: Outcome) -> None:
         for n, (cost, step_size) in enumerate(zip(outcome.costs, outcome.step_sizes, strict=False)):
