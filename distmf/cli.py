@@ -2,19 +2,15 @@
 
 import contextlib
 import io
-import json
 import logging
-import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 import distmf
 from distmf.blocking import block_ratings
@@ -24,113 +20,29 @@ from distmf.demo import run_demo
 from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError
 from distmf.factorization import MatrixFactorization, load
-from distmf.kernel import MAX_RANK
 from distmf.model import KIND as MODEL
+from distmf.options import (
+    Number,
+    StepSize,
+    block_options,
+    column_options,
+    given_options,
+    output_options,
+    rank_option,
+    rating_option,
+    reporting,
+    say,
+    seed_option,
+    threads_option,
+)
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
-from distmf.sizes import parse_bytes
 from distmf.store import free_folder, new_file
 
 logger = logging.getLogger("distmf.cli")
 
 USERS_AT_ONCE = 10_000
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """An amount of memory."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return it in bytes."""
-        try:
-            return parse_bytes(value)
-        except ValueError as err:
-            self.fail(str(err), param, ctx)
-
-
-class Number(click.FloatRange):
-    """A number in a range that is not NaN and not infinite."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
-
-
-class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """Numbers of row blocks and column blocks."""
-
-    name = "RxC"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Return both."""
-        rows, _, cols = str(value).lower().partition("x")
-        is_grid = rows.isdecimal() and cols.isdecimal() and max(len(rows), len(cols)) < 7
-        if not (is_grid and int(rows) and int(cols)):
-            self.fail(f"{value!r} is not a grid; write for example 8x8", param, ctx)
-        return int(rows), int(cols)
-
-
-class StepSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A positive number, or auto."""
-
-    name = "FLOAT|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number, or "auto"."""
-        return value if value == "auto" else Number(0, min_open=True).convert(value, param, ctx)
-
-
-Command = Callable[..., Any]
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Return a decorator that adds several options, shown in this order."""
-
-    def add(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return add
-
-
-column_options = options(
-    click.option("--user", metavar="COLUMN", help="Column of the user ids.  [default: user_id]"),
-    click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
-)
-rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
-seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
-threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
-rank_option = click.option(
-    "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
-)
-block_options = options(
-    column_options,
-    rating_option,
-    click.option(
-        "--holdout",
-        type=Number(0, 1, max_open=True),
-        help="Share of the ratings to validate on.  [default: 0]",
-    ),
-    click.option(
-        "--grid", type=Grid(), help="Numbers of row and column blocks.  [default: as coarse as memory allows]"
-    ),
-    click.option("--memory-per-task", type=Size(), help="Memory for the data of one task.  [default: 1 GiB]"),
-    click.option(
-        "--duplicates",
-        type=click.Choice(["keep", "mean", "error"]),
-        help="What to do with several ratings of an item by a user.  [default: keep]",
-    ),
-)
-output_options = options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
-    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
-)
 
 
 class _Group(click.Group):
@@ -175,8 +87,8 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
     Make ratings, block them, train, evaluate, recommend. The ratings are drawn from a known model plus noise, so that
     the best possible error is known.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
-        report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else _say(line)))
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else say(line)))
 
 
 @main.command()
@@ -192,8 +104,8 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 
     RATINGS is Parquet: a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of one.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
-        block_ratings(ratings, blocks, **_given(given))
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        block_ratings(ratings, blocks, **given_options(given))
         report(*describe(blocks))
 
 
@@ -219,10 +131,10 @@ def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool
     what `distmf block` made. MODEL is a folder, or the URL of one; a model that is there is replaced. The options from
     --user to --duplicates are for raw ratings.
     """
-    given = _given(given)
+    given = given_options(given)
     names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
     mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
-    with _reporting(as_json=as_json, quiet=quiet) as report:
+    with reporting(as_json=as_json, quiet=quiet) as report:
         free_folder(model, MODEL)  # an error now, not after the work
         if given and is_blocks(ratings_or_blocks):
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -258,8 +170,8 @@ def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any)
 
     RATINGS (Parquet) are those that MODEL was not trained on.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
-        found = distmf.evaluate(load(model), ratings, **_given(given))
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        found = distmf.evaluate(load(model), ratings, **given_options(given))
         report(
             dict(found),
             f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
@@ -280,9 +192,9 @@ def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quie
     PAIRS is Parquet with a column of users and one of items. The Parquet file OUT has the columns of the ids,
     `prediction`, and `is_unseen`: whether the user or the item was not trained on.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
+    with reporting(as_json=as_json, quiet=quiet) as report:
         trained = load(model).model_
-        source = open_ratings(pairs, Columns(**_given(given), rating=None))
+        source = open_ratings(pairs, Columns(**given_options(given), rating=None))
         schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_()})
         progress, n_unseen = Progress(logger, "predicting", source.n_rows), 0
         with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
@@ -311,7 +223,7 @@ def recommend(
 
     The Parquet file OUT has the columns `user_id`, `item_id`, `score` and `rank` (from 1), best first.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
+    with reporting(as_json=as_json, quiet=quiet) as report:
         mf = load(model)
         blocks = None if exclude is None else open_blocks(exclude)
         trained_on = mf.model_.users.ids.filter(pa.array(mf.model_.users.counts > 0))
@@ -339,28 +251,5 @@ def inspect(path: str, as_json: bool, quiet: bool) -> None:
 
     PATH is a folder, or the URL of one.
     """
-    with _reporting(as_json=as_json, quiet=quiet) as report:
+    with reporting(as_json=as_json, quiet=quiet) as report:
         report(*describe(path))
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given: the defaults of the others stand in the public interface, once."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _say(text: str) -> None:
-    """Print text: with numbers and paths in colour on a terminal, plain elsewhere, and never wrapped."""
-    Console(soft_wrap=True, markup=False, emoji=False).print(text)
-
-
-@contextlib.contextmanager
-def _reporting(*, as_json: bool, quiet: bool) -> Iterator[Callable[[dict[str, Any], str], None]]:
-    """Show what is logged on standard error, and yield what prints a result on standard output: as JSON or as text."""
-    handler = logging.StreamHandler()
-    package = logging.getLogger("distmf")
-    package.addHandler(handler)
-    package.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        yield lambda found, text: click.echo(json.dumps(found, allow_nan=False)) if as_json else _say(text)
-    finally:
-        package.removeHandler(handler)

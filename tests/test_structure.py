@@ -24,7 +24,7 @@ tiles engine
 blocking graph
 model trainer
 factorization datasets
-evaluate describe
+evaluate describe options
 demo
 cli
 """
@@ -36,8 +36,8 @@ RESTRICTED = {
     "llvmlite": {"kernel"},
     "dask": {"engine", "graph", "blocking"},
     "distributed": {"engine"},
-    "click": {"cli"},
-    "rich": {"cli"},
+    "click": {"cli", "options"},
+    "rich": {"options"},
     "fsspec": {"store"},
 }
 

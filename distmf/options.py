@@ -1,0 +1,133 @@
+"""What the commands share: kinds of values, groups of options, and how progress and results are shown."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+
+from distmf.kernel import MAX_RANK
+from distmf.sizes import parse_bytes
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """An amount of memory."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it in bytes."""
+        try:
+            return parse_bytes(value)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number in a range that is not NaN and not infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Numbers of row blocks and column blocks."""
+
+    name = "RxC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return both."""
+        rows, _, cols = str(value).lower().partition("x")
+        is_grid = rows.isdecimal() and cols.isdecimal() and max(len(rows), len(cols)) < 7
+        if not (is_grid and int(rows) and int(cols)):
+            self.fail(f"{value!r} is not a grid; write for example 8x8", param, ctx)
+        return int(rows), int(cols)
+
+
+class StepSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A positive number, or auto."""
+
+    name = "FLOAT|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        return value if value == "auto" else Number(0, min_open=True).convert(value, param, ctx)
+
+
+Command = Callable[..., Any]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds several options, shown in this order."""
+
+    def add(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+column_options = options(
+    click.option("--user", metavar="COLUMN", help="Column of the user ids.  [default: user_id]"),
+    click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
+)
+rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
+rank_option = click.option(
+    "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
+)
+block_options = options(
+    column_options,
+    rating_option,
+    click.option(
+        "--holdout",
+        type=Number(0, 1, max_open=True),
+        help="Share of the ratings to validate on.  [default: 0]",
+    ),
+    click.option(
+        "--grid", type=Grid(), help="Numbers of row and column blocks.  [default: as coarse as memory allows]"
+    ),
+    click.option("--memory-per-task", type=Size(), help="Memory for the data of one task.  [default: 1 GiB]"),
+    click.option(
+        "--duplicates",
+        type=click.Choice(["keep", "mean", "error"]),
+        help="What to do with several ratings of an item by a user.  [default: keep]",
+    ),
+)
+output_options = options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+)
+
+
+def given_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: the defaults of the others stand in the public interface, once."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def say(text: str) -> None:
+    """Print text: with numbers and paths in colour on a terminal, plain elsewhere, and never wrapped."""
+    Console(soft_wrap=True, markup=False, emoji=False).print(text)
+
+
+@contextlib.contextmanager
+def reporting(*, as_json: bool, quiet: bool) -> Iterator[Callable[[dict[str, Any], str], None]]:
+    """Show what is logged on standard error, and yield what prints a result on standard output: as JSON or as text."""
+    handler = logging.StreamHandler()
+    package = logging.getLogger("distmf")
+    package.addHandler(handler)
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield lambda found, text: click.echo(json.dumps(found, allow_nan=False)) if as_json else say(text)
+    finally:
+        package.removeHandler(handler)
