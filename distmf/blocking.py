@@ -11,19 +11,21 @@ hashes, and the sort decides all ties.
 
 import logging
 import numbers
+import posixpath
+import uuid
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
 from distmf.blocks import KIND, BlockEntry, Blocks, Layout, open_blocks, row_file, save_manifest
-from distmf.engine import ThreadEngine
+from distmf.engine import Engine, Graph, open_engine
 from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import Hashes, IdCounts, IdMap, hash_ids, mix, salt
@@ -32,6 +34,7 @@ from distmf.ratings import LARGEST, Batch, Columns, Piece, Ratings, open_ratings
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder
 from distmf.tiles import Duplicates, record_dtype, sort_part
+from distmf.visibility import check_storage
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,20 @@ class Ids(NamedTuple):
     users: IdMap
     items: IdMap
 
+    @classmethod
+    def of_counts(cls, counts: "Counts", types: tuple[pa.DataType, pa.DataType], settings: Settings) -> Self:
+        """Return the numberings of the ids that were counted, of these types."""
+        return cls(
+            IdMap.of_counts(counts.users, types[0], settings.user_salt),
+            IdMap.of_counts(counts.items, types[1], settings.item_salt),
+        )
+
+    @classmethod
+    def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings) -> Self:
+        """Return the numberings that were written to a folder."""
+        users, items = (folder.read_table(name, checksums[name])["id"].combine_chunks() for name in KIND.tables)
+        return cls(IdMap(users, settings.user_salt), IdMap(items, settings.item_salt))
+
 
 class Counts(NamedTuple):
     """What the first pass finds in a part of the input."""
@@ -83,7 +100,7 @@ class Counts(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Where the ratings of one batch lie in a file, sorted by block and part."""
+    """Where the ratings of one batch lie in a file, sorted by block and part; or a stretch of them."""
 
     name: str
     offset: int
@@ -111,12 +128,13 @@ def block_ratings(
     rank: int = 64,
     seed: int = 0,
     duplicates: Duplicates = "keep",
+    client: Any = None,
     threads: int | None = None,
 ) -> Blocks:
     """Block ratings once into a grid on disk, ready for training.
 
     The blocks depend on the ratings and the options, not on the order of the ratings, their partitioning into files, or
-    the number of threads.
+    the number of threads or workers.
 
     Parameters
     ----------
@@ -138,6 +156,8 @@ def block_ratings(
         Of the numbering and the holdout.
     duplicates : {"keep", "mean", "error"}
         What to do with several ratings of one item by one user: train on each, on their mean, or refuse.
+    client : distributed.Client, optional
+        Block on the workers of its cluster instead of threads of this process. They must see `source` and `path`.
     threads : int, optional
         Threads to use, by default all cores.
 
@@ -152,7 +172,9 @@ def block_ratings(
     MemoryBudgetError
         If no grid fits `memory_per_task`.
     StoreError
-        If there is something else at `path`.
+        If there is something else at `path`, or a worker does not see it.
+    ClusterError
+        If the cluster is lost, or a task keeps killing its workers.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
@@ -164,20 +186,15 @@ def block_ratings(
     budget = parse_bytes(memory_per_task)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings = Settings(int(seed), float(holdout), duplicates)
-    with new_folder(path, KIND) as folder, ThreadEngine(threads) as engine:
+    with open_engine(client, threads) as engine, new_folder(path, KIND) as folder:
+        first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
+        check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         counts = _count(engine, ratings, settings)
-        ids = Ids(
-            IdMap.of_counts(counts.users, ratings.id_types[user], settings.user_salt),
-            IdMap.of_counts(counts.items, ratings.id_types[item], settings.item_salt),
-        )
+        ids = Ids.of_counts(counts, (ratings.id_types[user], ratings.id_types[item]), settings)
         shape = grid or choose_shape(len(ids.users), len(ids.items), counts.n_ratings, rank, budget)
         layout = _layout(counts, settings, Shape(*shape))
-        graph: dict[Key, Any] = {
-            ("scatter", n): Task(("scatter", n), _scatter, ratings, piece, settings, layout, ids, folder, n)
-            for n, piece in enumerate(ratings.pieces)
-        }
-        on_done = _progress("scattering", "scatter", [piece.n_rows for piece in ratings.pieces])
-        runs = [run for runs in engine.run(graph, list(graph), on_done) for run in runs]
+        _write_ids(folder, ids, counts)
+        runs = _scatter(engine, ratings, settings, layout, ids, folder)
         _merge(engine, folder, settings, layout, counts, runs, ids)
     blocks = open_blocks(path)
     logger.info(
@@ -217,35 +234,48 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     users = IdCounts.of_range(rows, matrix.shape[0], settings.user_salt)
     items = IdCounts.of_range(cols, matrix.shape[1], settings.item_salt)
     counts = Counts(users, items, values[:0], (float(values.min()), float(values.max())), len(values))
-    ids = Ids(
-        IdMap.of_counts(users, pa.int64(), settings.user_salt), IdMap.of_counts(items, pa.int64(), settings.item_salt)
-    )
+    ids = Ids.of_counts(counts, (pa.int64(), pa.int64()), settings)
     layout = _layout(counts, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
-    with new_folder(path, KIND) as folder, ThreadEngine(1) as engine:
+    with open_engine(threads=1) as engine, new_folder(path, KIND) as folder:
+        _write_ids(folder, ids, counts)
         run, data = _sort_into_run(batch, settings, layout, ids, "runs/0", 0)
         folder.write(run.name, data)
         _merge(engine, folder, settings, layout, counts, [run], ids)
     return open_blocks(path)
 
 
-def _count(engine: ThreadEngine, ratings: Ratings, settings: Settings) -> Counts:
-    graph: dict[Key, Any] = {
-        ("count", 0, n): Task(("count", 0, n), _count_piece, ratings, piece, settings)
+def _count(engine: Engine, ratings: Ratings, settings: Settings) -> Counts:
+    count, done = _names("count", "counted")
+    tasks: dict[Key, Any] = {
+        (count, 0, n): Task((count, 0, n), _count_piece, ratings, piece, settings)
         for n, piece in enumerate(ratings.pieces)
     }
-    level, keys = 0, list(graph)
+    level, keys = 0, list(tasks)
+    tasks |= {(done, n): Task((done, n), _is_there, TaskRef(key)) for n, key in enumerate(keys)}
     while len(keys) > 1 or level == 0:
         level += 1
         groups = [keys[n : n + FAN_IN] for n in range(0, len(keys), FAN_IN)]
-        keys = [("count", level, n) for n in range(len(groups))]
+        keys = [(count, level, n) for n in range(len(groups))]
         for key, group in zip(keys, groups, strict=True):
-            graph[key] = Task(key, _merge_counts, *[TaskRef(part) for part in group])
-    on_done = _progress("counting", "count", [piece.n_rows for piece in ratings.pieces])
-    counts: Counts = engine.run(graph, keys, on_done)[0]
+            tasks[key] = Task(key, _merge_counts, *[TaskRef(part) for part in group])
+    on_done = _progress("counting", done, [piece.n_rows for piece in ratings.pieces])
+    wanted = [*keys, *((done, n) for n in range(len(ratings.pieces)))]
+    counts: Counts = engine.run(Graph(tasks), wanted, on_done)[0]
     if not counts.users.counts.any():
         raise RatingsError(f"all {counts.n_ratings:,} ratings are held out; lower holdout from {settings.holdout}")
     return counts
+
+
+def _names(*names: str) -> list[str]:
+    """Return names of tasks that are unique to one graph."""
+    token = uuid.uuid4().hex[:8]
+    return [f"{name}-{token}" for name in names]
+
+
+def _is_there(counts: Counts) -> bool:
+    """Tell that a piece is counted, without what was counted."""
+    return True
 
 
 def _count_piece(ratings: Ratings, piece: Piece, settings: Settings) -> Counts:
@@ -298,11 +328,32 @@ def _layout(counts: Counts, settings: Settings, shape: Shape) -> Layout:
     )
 
 
+def _write_ids(folder: Folder, ids: Ids, counts: Counts) -> None:
+    for name, id_map, id_counts in zip(KIND.tables, ids, (counts.users, counts.items), strict=True):
+        folder.write_table(name, pa.table({"id": id_map.ids, "count": id_counts.counts}))
+
+
 def _scatter(
-    ratings: Ratings, piece: Piece, settings: Settings, layout: Layout, ids: Ids, folder: Folder, n: int
+    engine: Engine, ratings: Ratings, settings: Settings, layout: Layout, ids: Ids, folder: Folder
+) -> list[Run]:
+    """Write every piece as runs that are sorted by block, and return these, by piece."""
+    scatter, read_ids = _names("scatter", "ids")
+    # What other processes need of the ids they read themselves: a graph is no place for it.
+    there = Task(read_ids, Ids.read, folder, folder.checksums(KIND.tables), settings)
+    tasks: dict[Key, Any] = {read_ids: DataNode(read_ids, ids) if engine.shares_memory else there}
+    keys: list[Key] = [(scatter, n) for n in range(len(ratings.pieces))]
+    for key, piece in zip(keys, ratings.pieces, strict=True):
+        name = f"runs/{len(tasks) - 1:06d}"
+        tasks[key] = Task(key, _scatter_piece, ratings, piece, settings, layout, TaskRef(read_ids), folder, name)
+    on_done = _progress("scattering", scatter, [piece.n_rows for piece in ratings.pieces])
+    return [run for runs in engine.run(Graph(tasks), keys, on_done) for run in runs]
+
+
+def _scatter_piece(
+    ratings: Ratings, piece: Piece, settings: Settings, layout: Layout, ids: Ids, folder: Folder, name: str
 ) -> list[Run]:
     """Write the ratings of one piece as runs, one for each batch, into one file."""
-    name, offset, runs = f"runs/{n:06d}", 0, []
+    offset, runs = 0, []
     with folder.create(name) as file:
         for batch in read_piece(ratings, piece):
             run, data = _sort_into_run(batch, settings, layout, ids, name, offset)
@@ -337,15 +388,18 @@ def _sort_into_run(
 
 
 def _merge(
-    engine: ThreadEngine, folder: Folder, settings: Settings, layout: Layout, counts: Counts, runs: list[Run], ids: Ids
+    engine: Engine, folder: Folder, settings: Settings, layout: Layout, counts: Counts, runs: list[Run], ids: Ids
 ) -> None:
     """Put the row blocks together from their stretches of all runs and write the manifest."""
-    graph: dict[Key, Any] = {
-        ("merge", row): Task(("merge", row), _merge_row_block, row, runs, layout, settings, folder)
-        for row in range(layout.shape.rows)
-    }
+    (merge,) = _names("merge")
+    tasks: dict[Key, Any] = {}
+    per_row = 2 * layout.shape.cols
+    for row in range(layout.shape.rows):
+        stretches = [run._replace(sections=run.sections[row * per_row : (row + 1) * per_row + 1]) for run in runs]
+        tasks[merge, row] = Task((merge, row), _merge_row_block, row, stretches, layout, settings, folder)
     share = counts.n_ratings // layout.shape.rows
-    merged: list[RowBlock] = engine.run(graph, list(graph), _progress("merging", "merge", [share] * layout.shape.rows))
+    on_done = _progress("merging", merge, [share] * layout.shape.rows)
+    merged: list[RowBlock] = engine.run(Graph(tasks), list(tasks), on_done)
     folder.remove("runs")
     n_duplicates = sum(part.n_duplicates for part in merged)
     if n_duplicates and settings.duplicates == "error":
@@ -354,8 +408,6 @@ def _merge(
             f"{n_duplicates:,} ratings repeat a (user, item) pair, for example user {ids.users.ids[row].as_py()!r} and "
             f"item {ids.items.ids[col].as_py()!r}; remove them, or take duplicates='keep' or 'mean' (--duplicates)"
         )
-    for name, id_map, id_counts in ("users", ids.users, counts.users), ("items", ids.items, counts.items):
-        folder.write_table(f"{name}.parquet", pa.table({"id": id_map.ids, "count": id_counts.counts}))
     entries = {key: entry for part in merged for key, entry in part.entries.items()}
     found = {**settings._asdict(), "n_duplicates": n_duplicates}
     save_manifest(folder, layout, entries, counts.rating_range, found)
@@ -363,10 +415,9 @@ def _merge(
 
 def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Settings, folder: Folder) -> RowBlock:
     record, n_cols = record_dtype(layout), layout.shape.cols
-    first = 2 * row * n_cols
     stretches: list[list[npt.NDArray[Any]]] = [[] for _ in range(2 * n_cols)]
     for run in runs:
-        bounds = run.sections[first : first + 2 * n_cols + 1]
+        bounds = run.sections
         start, length = (int(n) * record.itemsize for n in (bounds[0], bounds[-1] - bounds[0]))
         data = np.frombuffer(folder.read(run.name, run.offset + start, length), dtype=record)
         for stretch, begin, end in zip(stretches, bounds - bounds[0], bounds[1:] - bounds[0], strict=False):
@@ -390,11 +441,11 @@ def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Se
 
 
 def _progress(verb: str, name: str, sizes: Sequence[int]) -> Callable[[Any, Any], None]:
-    """Return a callback that counts tasks as they end; they are keyed (name, …, position in sizes)."""
+    """Return a callback that counts tasks as they end; they are keyed (name, position in sizes)."""
     progress = Progress(logger, verb, sum(sizes))
 
     def on_done(key: Any, value: Any) -> None:
-        if key[0] == name and key[1:-1] in ((), (0,)):
-            progress.advance(sizes[key[-1]])
+        if key[0] == name:
+            progress.advance(sizes[key[1]])
 
     return on_done

@@ -115,6 +115,11 @@ class Layout(NamedTuple):
         value = np.dtype(np.uint8) if self.table else np.dtype(np.float32)
         return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), value
 
+    def no_ratings(self) -> Ratings:
+        """Return an empty part of a block, of the types that all blocks of this layout have."""
+        arrays = [np.empty(0, dtype=dtype) for dtype in self.dtypes]
+        return self.ratings(np.zeros(math.prod(self.tiles(BlockKey(0, 0))), dtype=np.uint32), arrays, BlockKey(0, 0))
+
     def ratings(
         self, tile_counts: npt.NDArray[np.uint32], arrays: Sequence[npt.NDArray[Any]], key: BlockKey
     ) -> Ratings:
@@ -188,6 +193,18 @@ class Blocks:
     def moments(self) -> Moments:
         """Mean and spread of the ratings to train on."""
         return sum((self.entries[key].moments for key in sorted(self.entries)), Moments(0, 0.0, 0.0))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these blocks from others, wherever they lie: by name, what people know first."""
+        checksums = [self.entries[key].checksum for key in sorted(self.entries)]
+        return {
+            "users": self.n_users,
+            "items": self.n_items,
+            "ratings": self.n_ratings,
+            "grid": list(self.shape),
+            **{f"{name} of the blocks": value for name, value in self.settings.items()},
+            "checksum of the ratings": zlib.crc32(np.array(checksums, dtype=np.uint32).tobytes()),
+        }
 
     def read(self, key: BlockKey, part: Part) -> Ratings:
         """Return the ratings of one part of a block, read-only, from the cache of this process if they are there.

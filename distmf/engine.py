@@ -1,14 +1,99 @@
-"""Runs a Dask graph: here, on the threads of this process."""
+"""Runs a Dask graph: on the threads of this process, or on a cluster.
+
+Every engine computes the same values from the same graph; which tasks run where and when is all that differs.
+"""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import dask.threaded
 from dask.callbacks import Callback
 from dask.typing import Key
+
+SGD_NAMES = "sgd-even", "sgd-odd"  # a colour each on the dashboard, so that one sees where an epoch ends
+
+OnDone = Callable[[Any, Any], None]
+
+
+class Graph(NamedTuple):
+    """Tasks, and what helps a cluster to run them well.
+
+    Attributes
+    ----------
+    tasks : mapping
+        Key to Dask task.
+    homes : mapping
+        Key to the owner, one of `Engine.owners`, that has most of what the task needs; others may run it.
+    steps : mapping
+        Key to the step in time that the task is of: earlier ones are preferred.
+    """
+
+    tasks: Mapping[Key, Any]
+    homes: Mapping[Key, Hashable] = {}
+    steps: Mapping[Key, int] = {}
+
+
+def key_in_words(key: Any) -> str:
+    """Return what a task does, from its key: a name, a token, and where in the schedule and the grid.
+
+    Examples
+    --------
+    >>> key_in_words(("sgd-odd-1f3a5c7e", 3, 0, 2, 5))
+    'block (2, 5) in epoch 4'
+    >>> key_in_words(("scatter-1f3a5c7e", 12))
+    'task scatter 12'
+    """
+    name, *where = key if isinstance(key, tuple) else (key,)
+    name, _, _ = str(name).rpartition("-")
+    if name in SGD_NAMES:
+        epoch, _, row, col = where
+        return f"block ({row}, {col}) in epoch {epoch + 1}"
+    return f"task {name} {', '.join(map(str, where))}"
+
+
+class Engine(Protocol):
+    """What runs graphs; a context manager."""
+
+    @property
+    def n_slots(self) -> int:
+        """How many tasks run at once."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all tasks run in this process."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def owners(self, n_row_blocks: int) -> list[Hashable]:
+        """Return the owner of each row block: what stays with one owner need not move."""
+
+    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """Call a function in every process that runs tasks; return what it returned or raised, by process."""
+
+    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+        """Compute `keys` of a graph.
+
+        Parameters
+        ----------
+        graph : Graph
+            Pure tasks.
+        keys : sequence
+            What to return, in this order.
+        on_done : callable, optional
+            Called in this thread with the key and the value of each task in `keys` when it is done, in any order.
+
+        Raises
+        ------
+        Exception
+            The first that a task raises, as it is.
+        """
 
 
 class ThreadEngine:
@@ -20,11 +105,13 @@ class ThreadEngine:
         How many; None means as many as this process may use.
     """
 
+    shares_memory = True
+
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; at least 1 is needed")
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="distmf")
+        self.n_slots = threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self.n_slots, thread_name_prefix="distmf")
 
     def __enter__(self) -> Self:
         return self
@@ -34,36 +121,33 @@ class ThreadEngine:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def owners(self, n_row_blocks: int) -> list[Hashable]:
+        """Return an owner for each row block: any thread may take any of them."""
+        return list(range(n_row_blocks))
+
+    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """Call a function on a thread of the pool, so that Ctrl-C reaches this one at once."""
-        return self._pool.submit(function, *args).result()
+        future = self._pool.submit(function, *args)
+        return {"this process": future.exception() or future.result()}
 
-    def run(
-        self,
-        graph: Mapping[Key, Any],
-        keys: Sequence[Key],
-        on_done: Callable[[Any, Any], None] | None = None,
-    ) -> list[Any]:
-        """Compute `keys` of a graph.
-
-        Parameters
-        ----------
-        graph : mapping
-            Key to Dask task.
-        keys : sequence
-            What to return, in this order.
-        on_done : callable, optional
-            Called in this thread with the key and the value of each task when it is done.
-
-        Raises
-        ------
-        Exception
-            The first that a task raises, as it is.
-        """
+    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+        """Compute `keys` of a graph; see `Engine.run`."""
+        wanted = set(keys)
 
         def posttask(key: Any, value: Any, graph: Any, state: Any, worker: Any) -> None:
-            if on_done is not None:
+            if on_done is not None and key in wanted:
                 on_done(key, value)
 
         with Callback(posttask=posttask):  # type: ignore[no-untyped-call]
-            return list(dask.threaded.get(graph, list(keys), pool=self._pool, num_workers=self.threads))
+            return list(dask.threaded.get(graph.tasks, list(keys), pool=self._pool, num_workers=self.n_slots))
+
+
+def open_engine(client: Any = None, threads: int | None = None) -> Engine:
+    """Return the engine for a `distributed.Client`, or without one for threads of this process."""
+    if client is None:
+        return ThreadEngine(threads)
+    if threads is not None:
+        raise ValueError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
+    from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
+
+    return ClusterEngine(client)

@@ -4,6 +4,8 @@ DistMFError
 ├── RatingsError        (ValueError)       the input does not hold what it should
 ├── MemoryBudgetError   (ValueError)       a task would not fit; raised before any task is sent
 ├── DivergedError       (ArithmeticError)  no step size keeps the cost finite
+├── ClusterError        (RuntimeError)     a Dask cluster is not there, is gone, or cannot do the work
+│   └── GraphLostError  (RuntimeError)     tasks under way were lost, though the cluster is there
 ├── NotFittedError      (ValueError, AttributeError)  a model is asked for what only training gives
 └── StoreError          (OSError)          something on disk is missing, damaged or of another version
 """
@@ -23,6 +25,14 @@ class MemoryBudgetError(DistMFError, ValueError):
 
 class DivergedError(DistMFError, ArithmeticError):
     """No step size keeps the cost finite."""
+
+
+class ClusterError(DistMFError, RuntimeError):
+    """A Dask cluster cannot be reached, was lost, or keeps losing its workers."""
+
+
+class GraphLostError(ClusterError):
+    """Tasks under way were lost, though the cluster is there; they can be sent again."""
 
 
 class NotFittedError(DistMFError, ValueError, AttributeError):

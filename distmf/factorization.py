@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmf.blocking import block_matrix, block_ratings
+from distmf.blocks import KIND as BLOCKS
 from distmf.blocks import Blocks, is_blocks, open_blocks
-from distmf.engine import ThreadEngine
+from distmf.checkpoint import Checkpoint, open_checkpoint, temporary_folder
+from distmf.engine import Engine, open_engine
 from distmf.errors import NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
@@ -27,6 +29,7 @@ from distmf.model import KIND, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
+from distmf.visibility import check_storage
 
 
 class MatrixFactorization:
@@ -119,10 +122,16 @@ class MatrixFactorization:
         ratings: Blocks | str | Path | npt.NDArray[Any],
         *,
         is_set: IsSet = not_nan,
+        client: Any = None,
         threads: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
         **options: Any,
     ) -> Self:
         """Train on ratings.
+
+        The trained model does not depend on where it is trained, nor on what was interrupted and resumed on the way.
 
         Parameters
         ----------
@@ -132,8 +141,18 @@ class MatrixFactorization:
         is_set : callable
             For a matrix: takes an array of values and returns which are set, as `not_nan` (the default), `non_negative`
             or `always`.
+        client : distributed.Client, optional
+            Train on the workers of its cluster instead of threads of this process. They must see the folders of blocks
+            and checkpoint.
         threads : int, optional
-            Threads to use, by default all cores; the trained model does not depend on it.
+            Threads to use, by default all cores.
+        checkpoint : str or Path, optional
+            Folder or fsspec URL to save factors and history to while training, so that it can be resumed. On a cluster,
+            factors are saved in any case; by default in a temporary folder beside the blocks.
+        checkpoint_every : int
+            Epochs from one checkpoint to the next.
+        resume : bool
+            Go on from `checkpoint`, if there is one already; only `epochs` may have grown since.
         **options
             For raw ratings: options of `block_ratings`, such as `user`, `item`, `rating` and `holdout`.
 
@@ -145,19 +164,29 @@ class MatrixFactorization:
         Raises
         ------
         ValueError
-            If a hyperparameter is out of its range.
+            If a hyperparameter is out of its range, or arguments contradict one another.
         RatingsError
             If the ratings do not hold what they should.
         StoreError
-            If blocks are missing or damaged.
+            If blocks or checkpoint are missing, damaged, of another training, or not seen by all workers; if another
+            driver works on the checkpoint.
+        ClusterError
+            If the cluster is lost, or a task keeps killing its workers.
         DivergedError
             If no step size keeps the cost finite.
         KeyboardInterrupt
             On Ctrl-C; the model is then that of the last good epoch.
         """
         self._check()
-        with self._blocks(ratings, is_set, threads, options) as blocks, ThreadEngine(threads) as engine:
-            self._train(blocks, engine)
+        if resume and checkpoint is None:
+            raise ValueError("resume needs a checkpoint: give the folder that the training to go on with was given")
+        if not isinstance(checkpoint_every, numbers.Integral) or checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
+        with contextlib.ExitStack() as stack:
+            engine = stack.enter_context(open_engine(client, threads))
+            blocks = stack.enter_context(self._blocks(ratings, is_set, client, threads, options))
+            opened = stack.enter_context(self._checkpoint(blocks, engine, checkpoint, resume=resume))
+            self._train(blocks, engine, opened, int(checkpoint_every))
         return self
 
     @contextlib.contextmanager
@@ -165,6 +194,7 @@ class MatrixFactorization:
         self,
         ratings: Blocks | str | Path | npt.NDArray[Any],
         is_set: IsSet,
+        client: Any,
         threads: int | None,
         options: dict[str, Any],
     ) -> Iterator[Blocks]:
@@ -172,7 +202,7 @@ class MatrixFactorization:
             raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
         if isinstance(ratings, str | Path) and not is_blocks(ratings):
             with tempfile.TemporaryDirectory(prefix="distmf-") as folder:
-                settings = {"rank": self.rank, "seed": self.seed, "threads": threads, **options}
+                settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, **options}
                 yield block_ratings(ratings, Path(folder) / "blocks", **settings)
             return
         if options:
@@ -184,6 +214,8 @@ class MatrixFactorization:
         elif isinstance(ratings, str | Path):
             yield open_blocks(ratings)
         else:
+            if client is not None:
+                raise ValueError("a matrix is trained on in threads of this process; client is for ratings in files")
             matrix, mask = set_entries(ratings, is_set)
             path = f"memory://distmf-{uuid.uuid4().hex}"
             try:
@@ -191,28 +223,46 @@ class MatrixFactorization:
             finally:
                 Folder.at(path).delete()
 
-    def _training(self, blocks: Blocks) -> Training:
+    @contextlib.contextmanager
+    def _checkpoint(
+        self, blocks: Blocks, engine: Engine, path: str | Path | None, *, resume: bool
+    ) -> Iterator[Checkpoint | None]:
+        """Yield the checkpoint at `path`, or a temporary one where processes need one to share factors."""
+        if path is None and engine.shares_memory:
+            yield None
+            return
+        settings = {**blocks.identity(), **self.hyperparameters}
+        with contextlib.ExitStack() as stack:
+            folder = Folder.at(path) if path else stack.enter_context(temporary_folder(blocks.path))
+            checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
+            check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
+            yield checkpoint
+
+    def _training(self, blocks: Blocks, folder: Folder | None = None) -> Training:
         moments = blocks.moments
         hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
         if self.step_size == "auto":
             rule = StepRule(START, self.step_decay, self.epochs)
         else:
             rule = StepRule(float(self.step_size), self.step_decay)
-        return Training(blocks, hyper, rule, self.rank, self.seed)
+        return Training(blocks, hyper, rule, self.rank, self.seed, folder)
 
-    def _train(self, blocks: Blocks, engine: ThreadEngine) -> None:
+    def _train(self, blocks: Blocks, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
         rules = StopRules(self.epochs, self.tol, self.target_cost)
-        trainer = Trainer(self._training(blocks), rules, engine)
+        training = self._training(blocks, checkpoint.folder if checkpoint else None)
+        trainer = Trainer(training, rules, engine, checkpoint, save_every)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:
             stopped, cost = trainer.run()
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
-            if trainer.state.epoch and trainer.is_finite:
-                epochs = tuple(trainer.epochs)
-                history = History(epochs, stopped, *exact, trainer.rollbacks, trainer.ratings_per_second)
-                self._model = _assemble(trainer, history)
+            progress = trainer.progress
+            if progress.state.epoch:
+                history = History(progress.epochs, stopped, *exact, progress.rollbacks, trainer.ratings_per_second)
+                rows, cols = trainer.sides()
+                if all(np.isfinite(array).all() for side in (*rows, *cols) for array in side):
+                    self._model = _assemble(training, rows, cols, history)
 
     def _check(self) -> None:
         """Refuse hyperparameters out of their range, and make plain numbers of the others."""
@@ -384,11 +434,9 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
-def _assemble(trainer: Trainer, history: History) -> Model:
-    """Return the model of the trainer's state, in units of the ratings and by ascending id."""
-    training, state = trainer.training, trainer.state
-    users = _assemble_side(training, "user", [visited.rows for visited in state.rows])
-    items = _assemble_side(training, "item", [column.side for column in state.cols])
+def _assemble(training: Training, rows: list[FactorBlock], cols: list[FactorBlock], history: History) -> Model:
+    """Return the model of trained factor blocks, in units of the ratings and by ascending id."""
+    users, items = _assemble_side(training, "user", rows), _assemble_side(training, "item", cols)
     return Model(users, items, training.hyper.mean, training.blocks.rating_range, history)
 
 

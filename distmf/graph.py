@@ -3,31 +3,34 @@
 Block (i, j) needs the latest P_i and the latest Q_j and nothing else, so there is no barrier: a block starts as soon as
 both are there. Tasks are pure: they copy what they change, and may run twice.
 
-    rows i ──▶ sgd(e, s, i) ──▶ sgd(e, s+1, i) ──▶ …       a row block stays with its chain
+    rows i ──▶ sgd(e, s, i, j) ──▶ sgd(e, s+1, i, j') ──▶ …      a row block stays with its owner
                   │
-                  └─▶ column(e, s, i) ──▶ sgd(e, s+1, i±1)    only the column block moves on, with its cost so far
+                  └─▶ column(e, s, i, j) ──▶ sgd(e, s+1, i±1, j)   only the column block moves on to another owner
 
-The cost of an epoch rides with the column blocks and is added up when they have passed all rows; a small task turns it
-into the step size of the epoch after the next.
+The cost of an epoch rides with the column blocks. Every owner reports those of the columns that end the epoch with it,
+and they are added up in the order of the columns; a small task turns the sum into the step size of the epoch after the
+next. At the end of some epochs the factor blocks are saved on the way, while others go on.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
-from distmf import kernel
+from distmf import factors, kernel
 from distmf.blocks import PARTS, Blocks, Part
+from distmf.engine import SGD_NAMES, Graph
+from distmf.factors import FIRST_FACTORS_STD, First, Source
 from distmf.grid import BlockKey
 from distmf.kernel import FactorBlock, Hyperparameters
 from distmf.schedule import strata
 from distmf.stepsize import StepRule, StepState
-
-FIRST_FACTORS_STD = 0.1
+from distmf.store import Folder
 
 
 class Cost(NamedTuple):
@@ -41,10 +44,11 @@ class Cost(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column block on its way, with the cost of this epoch so far."""
+    """A column block on its way, with the cost of this epoch so far and the seconds that it was in kernels."""
 
     side: FactorBlock
     cost: Cost
+    seconds: float
 
 
 class Visited(NamedTuple):
@@ -54,14 +58,36 @@ class Visited(NamedTuple):
     column: Column | None
 
 
+class Passed(NamedTuple):
+    """An epoch that all columns have passed: its mean cost, and the seconds that were spent in kernels."""
+
+    cost: Cost
+    seconds: float
+
+
 class Training(NamedTuple):
-    """What stays the same from the first epoch to the last."""
+    """What stays the same from the first epoch to the last.
+
+    Attributes
+    ----------
+    blocks : Blocks
+        The ratings.
+    hyper : Hyperparameters
+        What the kernel needs.
+    rule : StepRule
+        How the step size goes on.
+    rank, seed : int
+        Number of latent factors; of all that is random.
+    folder : Folder or None
+        Where factor blocks are saved; None to keep them in memory, which only one process can.
+    """
 
     blocks: Blocks
     hyper: Hyperparameters
     rule: StepRule
     rank: int
     seed: int
+    folder: Folder | None = None
 
 
 class State(NamedTuple):
@@ -71,10 +97,8 @@ class State(NamedTuple):
     ----------
     epoch : int
         Epochs done.
-    rows : tuple of Visited
-        Row blocks.
-    cols : tuple of Column
-        Column blocks.
+    rows, cols : tuple of Source
+        Row blocks and column blocks.
     step : StepState
         Of the next epoch.
     cost : Cost or None
@@ -82,121 +106,271 @@ class State(NamedTuple):
     """
 
     epoch: int
-    rows: tuple[Visited, ...]
-    cols: tuple[Column, ...]
+    rows: tuple[Source, ...]
+    cols: tuple[Source, ...]
     step: StepState
     cost: Cost | None
 
 
 class Generation(NamedTuple):
-    """A graph and the keys of its results; `rows`, `cols` and `step` are those of the next `State`."""
+    """A graph and the keys of its results.
 
-    tasks: dict[Key, Any]
-    epochs: list[Key]
-    steps: list[Key]
-    rows: list[Key]
-    cols: list[Key]
+    Attributes
+    ----------
+    graph : Graph
+        The tasks.
+    epochs, steps : dict
+        Number of an epoch to the key of its `Passed`, of its `StepState`.
+    snapshots : dict
+        Epochs done to the key of the sources of the row blocks and of the column blocks.
+    """
+
+    graph: Graph
+    epochs: dict[int, Key]
+    steps: dict[int, Key]
+    snapshots: dict[int, Key]
+
+    @property
+    def keys(self) -> list[Key]:
+        """All results."""
+        return [*self.epochs.values(), *self.steps.values(), *self.snapshots.values()]
 
 
 def first_state(training: Training) -> State:
     """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
-    layout = training.blocks.layout
-    rows = tuple(Visited(side, None) for side in _first_sides(training, "user", layout.row_cuts))
-    cols = tuple(Column(side, Cost(0.0, 0.0)) for side in _first_sides(training, "item", layout.col_cuts))
+    blocks = training.blocks
+    std = FIRST_FACTORS_STD if blocks.moments.std else 0.0
+
+    def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
+        parts = np.split(blocks.ids(name)["count"].to_numpy(), cuts[1:-1])
+        seeds = [(training.seed, int(name == "item"), n) for n in range(len(parts))]
+        unrated = [np.flatnonzero(part == 0) for part in parts]
+        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated))
+
+    rows, cols = firsts("user", blocks.layout.row_cuts), firsts("item", blocks.layout.col_cuts)
     return State(0, rows, cols, training.rule.first(), None)
 
 
-def _first_sides(training: Training, name: Literal["user", "item"], cuts: Sequence[int]) -> Iterator[FactorBlock]:
-    counts = training.blocks.ids(name)["count"].to_numpy()
-    std = np.float32(FIRST_FACTORS_STD if training.blocks.moments.std else 0)
-    for n, (begin, end) in enumerate(itertools.pairwise(cuts)):
-        rng = np.random.default_rng([training.seed, name == "item", n])
-        factors = kernel.aligned_empty(end - begin, kernel.padded_rank(training.rank))
-        factors[:, training.rank :] = 0
-        factors[:, : training.rank] = rng.standard_normal((end - begin, training.rank), dtype=np.float32)
-        factors *= std
-        factors[counts[begin:end] == 0] = 0
-        yield _frozen(FactorBlock(factors, np.zeros(end - begin, dtype=np.float32)))
+class _Builder:
+    """Collects the tasks of one graph; keys are unique to its token."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.tasks: dict[Key, Any] = {}
+        self.homes: dict[Key, Hashable] = {}
+        self.steps: dict[Key, int] = {}
+
+    def put(
+        self, name: str, *where: int, call: Any, args: Sequence[Any], step: int = 0, home: Hashable | None = None
+    ) -> TaskRef:
+        key: Key = (f"{name}-{self.token}", *where)
+        self.tasks[key] = Task(key, call, *args)
+        self.steps[key] = step
+        if home is not None:
+            self.homes[key] = home
+        return TaskRef(key)
+
+    def keep(self, name: str, *where: int, value: Any) -> TaskRef:
+        key: Key = (f"{name}-{self.token}", *where)
+        self.tasks[key] = DataNode(key, value)
+        return TaskRef(key)
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.tasks, self.homes, self.steps)
 
 
-def build_generation(training: Training, state: State, n_epochs: int, token: str) -> Generation:
+def build_generation(
+    training: Training, state: State, n_epochs: int, token: str, owners: Sequence[Hashable], save_every: int
+) -> Generation:
     """Return the graph that trains `n_epochs` more epochs from `state`.
 
-    Keys are unique to `token` and readable: ``("sgd-<token>", epoch, subepoch, row)``.
+    Parameters
+    ----------
+    training : Training
+        What stays the same.
+    state : State
+        Where to start.
+    n_epochs : int
+        At least 1.
+    token : str
+        Unique to this graph. Keys are readable: ``("sgd-<even or odd>-<token>", epoch, subepoch, row, col)``.
+    owners : sequence, shape (n_row_blocks,)
+        Owner of each row block. A column block that moves to a row block of the same owner moves as it is.
+    save_every : int
+        Save the factor blocks whenever so many epochs are done in all, and at the end.
     """
-    tasks: dict[Key, Any] = {}
-
-    def put(name: str, *where: int, call: Any, args: Sequence[Any]) -> TaskRef:
-        key: Key = (f"{name}-{token}", *where)
-        tasks[key] = Task(key, call, *args)
-        return TaskRef(key)
-
-    def keep(name: str, *where: int, value: Any) -> TaskRef:
-        key: Key = (f"{name}-{token}", *where)
-        tasks[key] = DataNode(key, value)
-        return TaskRef(key)
-
-    constants = keep("training", value=training)
-    rows = [keep("rows", n, value=value) for n, value in enumerate(state.rows)]
-    cols = [keep("cols", n, value=value) for n, value in enumerate(state.cols)]
-    steps = [keep("step", state.epoch, value=state.step)]
-    epochs = [keep("epoch", state.epoch - 1, value=state.cost)]
+    build = _Builder(token)
+    shape, n_steps = training.blocks.shape, max(training.blocks.shape)
+    constants = build.keep("training", value=training)
+    at = _column_owners(training, state.epoch, owners)
+    rows, cols = _load(build, constants, state, owners, at)
+    steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
+    passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, 0.0))}
+    snapshots: dict[int, Key] = {}
     for epoch in range(state.epoch, state.epoch + n_epochs):
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
-        for subepoch, stratum in enumerate(strata(training.blocks.shape, epoch, training.seed)):
+        for subepoch, stratum in enumerate(strata(shape, epoch, training.seed)):
             for block in stratum:
-                where = epoch, subepoch, block.row
-                args = [rows[block.row], cols[block.col], steps[-1], constants, block, epoch, block.col in fresh]
-                rows[block.row] = put("sgd", *where, call=visit, args=args)
-                cols[block.col] = put("column", *where, call=column_of, args=[rows[block.row]])
+                where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
+                column = cols[block.col]
+                if at[block.col] != owner:
+                    column = build.put("column", *where, call=column_of, args=[column], step=step, home=at[block.col])
+                args = [rows[block.row], column, steps[epoch], constants, block, epoch, block.col in fresh]
+                visited = build.put(SGD_NAMES[epoch % 2], *where, call=visit, args=args, step=step, home=owner)
+                rows[block.row] = cols[block.col] = visited
+                at[block.col] = owner
                 fresh.discard(block.col)
-        steps.append(put("step", epoch + 1, call=next_step, args=[steps[-1], epochs[-1], constants]))
-        epochs.append(put("epoch", epoch, call=total_cost, args=[constants, *cols]))
-    return Generation(tasks, *([ref.key for ref in refs] for refs in (epochs[1:], steps, rows, cols)))
+        end = (epoch + 1) * n_steps - 1
+        passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
+        args = [steps[epoch], passed[epoch - 1], constants]
+        steps[epoch + 1] = build.put("step", epoch + 1, call=next_step, args=args, step=end)
+        is_last = epoch + 1 == state.epoch + n_epochs
+        if is_last or (training.folder and (epoch + 1) % save_every == 0):
+            snapshots[epoch + 1] = _save(build, constants, (rows, owners), (cols, at), epoch + 1, end, is_last)
+    del passed[state.epoch - 1], steps[state.epoch]  # the state has them
+    epochs, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
+    return Generation(build.graph, epochs, step_keys, snapshots)
+
+
+def _column_owners(training: Training, epoch: int, owners: Sequence[Hashable]) -> dict[int, Hashable]:
+    """Return the owner with whom each column block ended the epoch before `epoch`."""
+    last = strata(training.blocks.shape, max(epoch - 1, 0), training.seed)
+    return {block.col: owners[block.row] for stratum in last for block in stratum}
+
+
+def _load(
+    build: _Builder, constants: TaskRef, state: State, owners: Sequence[Hashable], at: Mapping[int, Hashable]
+) -> tuple[list[TaskRef], list[TaskRef]]:
+    """Add the tasks that begin with the factor blocks of a state."""
+    rows = [
+        build.put("load-rows", n, call=load_rows, args=[source, constants], home=owners[n])
+        for n, source in enumerate(state.rows)
+    ]
+    cols = [
+        build.put("load-column", n, call=load_column, args=[source, constants], home=at[n])
+        for n, source in enumerate(state.cols)
+    ]
+    return rows, cols
+
+
+def _add_up(
+    build: _Builder, constants: TaskRef, cols: Sequence[TaskRef], at: Mapping[int, Hashable], epoch: int, step: int
+) -> TaskRef:
+    """Add the tasks that compute the mean cost of an epoch; no factors move for it."""
+    by_owner: dict[Hashable, list[int]] = defaultdict(list)
+    for col, owner in sorted(at.items()):
+        by_owner[owner].append(col)
+    parts = [
+        build.put("costs", epoch, n, call=costs_of, args=[owned, *[cols[col] for col in owned]], step=step, home=owner)
+        for n, (owner, owned) in enumerate(by_owner.items())
+    ]
+    return build.put("epoch", epoch, call=total_cost, args=[constants, *parts], step=step)
+
+
+def _save(
+    build: _Builder,
+    constants: TaskRef,
+    rows: tuple[Sequence[TaskRef], Sequence[Hashable]],
+    cols: tuple[Sequence[TaskRef], Mapping[int, Hashable]],
+    epoch: int,
+    step: int,
+    is_last: bool,
+) -> Key:
+    """Add the tasks that put the factor blocks where the next generation finds them."""
+    parts = []
+    for name, (refs, homes) in ("rows", rows), ("cols", cols):
+        for n, ref in enumerate(refs):
+            file = f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
+            args = [ref, name == "rows", constants, file, is_last]
+            parts.append(build.put(f"save-{name}", epoch, n, call=put_down, args=args, step=step, home=homes[n]))
+    return build.put("snapshot", epoch, call=snapshot, args=[len(rows[0]), *parts], step=step).key
+
+
+def load_rows(source: Source, training: Training) -> Visited:
+    """Return a row block before its first visit."""
+    return Visited(factors.fetch(source, training.folder, training.rank), None)
+
+
+def load_column(source: Source, training: Training) -> Column:
+    """Return a column block before its first visit."""
+    return Column(factors.fetch(source, training.folder, training.rank), Cost(0.0, 0.0), 0.0)
 
 
 def visit(
-    previous: Visited, column: Column, step: StepState, training: Training, block: BlockKey, epoch: int, is_fresh: bool
+    previous: Visited,
+    column: Column | Visited,
+    step: StepState,
+    training: Training,
+    block: BlockKey,
+    epoch: int,
+    is_fresh: bool,
 ) -> Visited:
     """Train on one block and return the updated row block and column block; the ones that came in stay as they are."""
-    rows, cols = _thawed(previous.rows), _thawed(column.side)
+    column = column_of(column)
+    rows, cols = factors.thawed(previous.rows), factors.thawed(column.side)
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
-    train = kernel.train_block(ratings, rows, cols, training.hyper, step.step_size, order)
+    start = time.perf_counter()
+    step_size = training.rule.step_size(step)
+    train = kernel.train_block(ratings, rows, cols, training.hyper, step_size, order)
     cost = Cost(train, _measure(training, block, "holdout", rows, cols))
-    return Visited(_frozen(rows), Column(_frozen(cols), cost if is_fresh else column.cost + cost))
+    seconds = time.perf_counter() - start
+    if not is_fresh:
+        cost, seconds = column.cost + cost, column.seconds + seconds
+    return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
 
 
-def column_of(visited: Visited) -> Column:
+def column_of(visited: Visited | Column) -> Column:
     """Return the column block alone, so that nothing else moves on to the next row block."""
-    assert visited.column is not None
-    return visited.column
+    column = visited.column if isinstance(visited, Visited) else visited
+    assert column is not None
+    return column
 
 
-def total_cost(training: Training, *columns: Column) -> Cost:
-    """Return the means of the squared errors seen on the way through an epoch."""
-    return mean_cost(training, *[column.cost for column in columns])
+def put_down(value: Visited | Column, is_rows: bool, training: Training, file: str, keep: bool) -> Source:
+    """Return a row block or a column block as the next generation takes it, saved if there is a folder for it."""
+    side = value.rows if is_rows and isinstance(value, Visited) else column_of(value).side
+    return factors.save(side, training.folder, file, training.rank, keep=keep) if training.folder else side
 
 
-def next_step(step: StepState, cost: Cost | None, training: Training) -> StepState:
+def snapshot(n_row_blocks: int, *sources: Source) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """Return the sources of the row blocks and of the column blocks, once all are there."""
+    return sources[:n_row_blocks], sources[n_row_blocks:]
+
+
+def costs_of(owned: Sequence[int], *columns: Visited | Column) -> list[tuple[int, Cost, float]]:
+    """Return column number, cost and seconds of some columns at the end of an epoch."""
+    pairs = zip(owned, map(column_of, columns), strict=True)
+    return [(col, column.cost, column.seconds) for col, column in pairs]
+
+
+def total_cost(training: Training, *parts: list[tuple[int, Cost, float]]) -> Passed:
+    """Return the means of the squared errors seen on the way through an epoch, added up in the order of the columns."""
+    columns = sorted(column for part in parts for column in part)
+    return Passed(mean_cost(training, *[cost for _, cost, _ in columns]), sum(seconds for _, _, seconds in columns))
+
+
+def next_step(step: StepState, passed: Passed | None, training: Training) -> StepState:
     """Return the step size of the epoch after `step`'s, given the mean cost of the epoch before it."""
-    return training.rule.next(step, None if cost is None else cost.train)
+    return training.rule.next(step, None if passed is None else passed.cost.train)
 
 
-def build_measurement(training: Training, state: State, token: str) -> tuple[dict[Key, Any], Key]:
+def build_measurement(training: Training, state: State, token: str, owners: Sequence[Hashable]) -> tuple[Graph, Key]:
     """Return the graph, and the key of its result, that computes the exact cost at fixed factors."""
-    tasks: dict[Key, Any] = {}
-    for block in sorted(training.blocks.entries):
-        key = (f"measure-{token}", *block)
-        tasks[key] = Task(key, measure, training, block, state.rows[block.row].rows, state.cols[block.col].side)
-    result = (f"measured-{token}",)
-    tasks[result] = Task(result, mean_cost, training, *[TaskRef(key) for key in list(tasks)])
-    return tasks, result
+    build = _Builder(token)
+    constants = build.keep("training", value=training)
+    rows, cols = _load(build, constants, state, owners, _column_owners(training, state.epoch, owners))
+    costs = []
+    for key in sorted(training.blocks.entries):
+        args = [rows[key.row], cols[key.col], constants, key]
+        costs.append(build.put("measure", *key, call=measure, args=args, home=owners[key.row]))
+    return build.graph, build.put("measured", call=mean_cost, args=[constants, *costs]).key
 
 
-def measure(training: Training, block: BlockKey, rows: FactorBlock, cols: FactorBlock) -> Cost:
+def measure(rows: Visited, column: Column, training: Training, block: BlockKey) -> Cost:
     """Return the squared errors of one block."""
-    return Cost(*(_measure(training, block, part, rows, cols) for part in PARTS))
+    return Cost(*(_measure(training, block, part, rows.rows, column.side) for part in PARTS))
 
 
 def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock, cols: FactorBlock) -> float:
@@ -211,17 +385,3 @@ def mean_cost(training: Training, *costs: Cost) -> Cost:
     train, holdout = (sum(part) for part in zip(*costs, strict=True))
     n_holdout = training.blocks.n_holdout
     return Cost(train / training.blocks.n_ratings, holdout / n_holdout if n_holdout else math.nan)
-
-
-def _thawed(side: FactorBlock) -> FactorBlock:
-    """Return a copy to write to."""
-    factors = kernel.aligned_empty(*side.factors.shape)
-    factors[:] = side.factors
-    return FactorBlock(factors, side.biases.copy())
-
-
-def _frozen(side: FactorBlock) -> FactorBlock:
-    """Make the arrays read-only: a tripwire for tasks that change what they were given."""
-    for array in side:
-        array.setflags(write=False)
-    return side

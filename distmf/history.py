@@ -18,12 +18,16 @@ class Epoch(NamedTuple):
         Of the errors seen on the way through the epoch, in units of the ratings; None without held-out ratings.
     step_size : float
         η, on ratings of unit standard deviation.
+    utilization : float or None
+        Share of the time of all threads or workers that was spent in kernels, from the end of the epoch before to its
+        own; epochs overlap, so it is a little off for each of them. Not kept in a saved model.
     """
 
     epoch: int
     train_rmse: float
     holdout_rmse: float | None
     step_size: float
+    utilization: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class History(Sequence[Epoch]):
             "train_rmse": self.train_rmse,
             "holdout_rmse": self.holdout_rmse,
             "rollbacks": self.rollbacks,
-            "epochs": [epoch._asdict() for epoch in self.epochs],
+            "epochs": [dict(zip(Epoch._fields[:-1], epoch, strict=False)) for epoch in self.epochs],
         }
 
     @classmethod

@@ -21,15 +21,15 @@ class StepState(NamedTuple):
     ----------
     epoch : int
         Epochs done.
-    step_size : float
-        η of the next epoch.
-    cost : float
-        The last cost that has been seen, infinite before the first.
+    base : float
+        η of the next epoch before `StepRule.step_size` anneals it.
+    cost : float or None
+        The last cost that has been seen, None before the first.
     """
 
     epoch: int
-    step_size: float
-    cost: float
+    base: float
+    cost: float | None
 
 
 class StepRule(NamedTuple):
@@ -59,19 +59,22 @@ class StepRule(NamedTuple):
 
     def first(self) -> StepState:
         """Return the state of the first epoch."""
-        return StepState(0, self.start, math.inf)
+        return StepState(0, self.start, None)
+
+    def step_size(self, state: StepState) -> float:
+        """Return η of the epoch that `state` is of: on the straight line to zero, if there is one.
+
+        The state does not know the line, so a training that goes on with more `epochs` goes on along a longer one.
+        """
+        return state.base if self.epochs is None else state.base * (1 - state.epoch / self.epochs)
 
     def next(self, state: StepState, cost: float | None) -> StepState:
         """Return the state of the epoch after `state`, given the cost of the epoch before it, if there was one.
 
         A cost that is not a finite number counts as one that rose.
         """
-        epoch, step_size = state.epoch + 1, state.step_size * self.decay
-        if self.epochs is None:
-            return StepState(epoch, step_size, math.inf)
-        left, left_before = self.epochs - epoch, self.epochs - state.epoch
-        if cost is None:
-            return StepState(epoch, step_size * left / left_before, state.cost)
-        factor = GROWTH if cost < RISE * state.cost else CUT
-        largest = LARGEST * left_before / self.epochs
-        return StepState(epoch, min(factor * step_size, largest) * left / left_before, cost)
+        epoch, base = state.epoch + 1, state.base * self.decay
+        if self.epochs is None or cost is None:
+            return StepState(epoch, base, state.cost)
+        factor = GROWTH if cost < RISE * (math.inf if state.cost is None else state.cost) else CUT
+        return StepState(epoch, min(factor * base, LARGEST), cost)

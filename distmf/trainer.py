@@ -1,8 +1,9 @@
 """Blocks and hyperparameters -> trained factor blocks: the driver of the epochs.
 
-Epochs run in generations of several, as if nothing would happen in them. What does happen is decided epoch by epoch
-when a generation has ended: if its third epoch reached the target, or diverged, the generation is run again up to the
-epoch that counts. So the result does not depend on the length of a generation.
+Epochs run in generations of several, as if nothing would happen in them, and are judged one by one as they pass. If the
+third of them reached the target, or diverged, what comes after it does not count: training goes on from the factors
+that were saved when it ended, or, if they were not, the generation is run again up to there. So the result does not
+depend on the length of a generation, nor on when training was interrupted and resumed.
 """
 
 import itertools
@@ -10,26 +11,33 @@ import logging
 import math
 import time
 import uuid
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
+from dask._task_spec import Task
+from dask.typing import Key
 
-from distmf import kernel
-from distmf.engine import ThreadEngine
-from distmf.errors import DivergedError
-from distmf.graph import Cost, State, Training, build_generation, build_measurement, first_state
-from distmf.grid import BlockKey
+from distmf import factors, kernel
+from distmf.checkpoint import Checkpoint, Progress
+from distmf.engine import Engine, Graph
+from distmf.errors import DivergedError, GraphLostError
+from distmf.factors import Saved, Source
+from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
 from distmf.history import Epoch, Stopped
+from distmf.kernel import FactorBlock
+from distmf.stepsize import StepState
 
 logger = logging.getLogger(__name__)
 
 EPOCHS_PER_GENERATION = 5
+TASKS_PER_GENERATION = 20_000  # a scheduler's memory grows with them, by about 10 kB each
 STEADY_EPOCHS = 3  # in a row, whose changes of the cost must all be small
 DIVERGED = 2.0  # a cost this many times the lowest has diverged …
 NEGLIGIBLE = 0.01  # … unless both are below this share of the ratings' variance
 ROLLBACKS_BEFORE_RESTART = 3
 MAX_ROLLBACKS = 60
+MAX_LOSSES = 3  # of a graph in a row, without an epoch that was saved in between
 
 
 class StopRules(NamedTuple):
@@ -50,25 +58,17 @@ class StopRules(NamedTuple):
     target_cost: float | None
 
 
-class Verdict(NamedTuple):
-    """What the costs of a generation say: how many of its epochs count, and what happened then."""
+class Reached(NamedTuple):
+    """What the costs of some epochs say: how many epochs count in all, and what happened then."""
 
-    n_epochs: int
-    event: Stopped | None
+    epoch: int
+    event: Stopped | None = None
     diverged: bool = False
-
-
-class Outcome(NamedTuple):
-    """What a generation leaves: the state at its end, and cost and step size of each of its epochs."""
-
-    state: State
-    costs: list[Cost]
-    step_sizes: list[float]
 
 
 @dataclass
 class Trainer:
-    """Runs one training; `state` is the last good one at any time.
+    """Runs one training; `progress` is the last good state at any time.
 
     Attributes
     ----------
@@ -76,27 +76,34 @@ class Trainer:
         What stays the same.
     rules : StopRules
         When to end.
-    engine : ThreadEngine
+    engine : Engine
         Runs the graphs.
+    checkpoint : Checkpoint or None
+        Where progress is kept, and where it is taken up; needed if `training` has a folder.
+    save_every : int
+        Epochs from one checkpoint to the next.
     """
 
     training: Training
     rules: StopRules
-    engine: ThreadEngine
-    state: State = field(init=False)
-    epochs: list[Epoch] = field(init=False, default_factory=list)
-    rollbacks: int = field(init=False, default=0)
+    engine: Engine
+    checkpoint: Checkpoint | None = None
+    save_every: int = 1
+    progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.state = self._before = first_state(self.training)
-        self._costs: list[float] = []
-        self._rollbacks_in_a_row = 0
+        first = first_state(self.training)
+        self.progress = (self.checkpoint and self.checkpoint.restore(first, self._is_whole)) or Progress(first, first)
+        self._first_epoch = self.progress.state.epoch
+        if self._first_epoch:
+            logger.info("going on after epoch %d", self._first_epoch)
 
     @property
     def ratings_per_second(self) -> float | None:
         """Updates that count per second of wall time in epochs."""
-        return len(self.epochs) * self.training.blocks.n_ratings / self.seconds if self.seconds else None
+        n_epochs = max(0, self.progress.state.epoch - self._first_epoch)
+        return n_epochs * self.training.blocks.n_ratings / self.seconds if self.seconds else None
 
     def run(self) -> tuple[Stopped, Cost]:
         """Train until a stop rule holds; return which, and the exact cost at the end.
@@ -106,133 +113,151 @@ class Trainer:
         DivergedError
             If no step size keeps the cost finite.
         """
-        self.engine.call(kernel.compile_for, self.training.blocks.read(BlockKey(0, 0), "train"), self.training.rank)
+        self.engine.everywhere(kernel.compile_for, self.training.blocks.layout.no_ratings(), self.training.rank)
+        event = self.progress.event
         while True:
-            event = self._train()
+            event = event or self._train()
             cost = self._measure()
-            if _has_diverged(cost, self._costs):  # in the last epoch, whose cost was seen before its updates
+            if _has_diverged(cost, self.progress.costs):  # in the last epoch, whose cost was seen before its updates
                 self._undo_epoch()
                 self._roll_back()
             elif event != "target" or self._is_on_target(cost):
                 return event, cost
+            event = None
 
-    def _train(self) -> Stopped:
-        """Run generations until a stop rule holds by the costs seen on the way."""
-        while self.state.epoch < self.rules.epochs:
-            n_epochs = min(EPOCHS_PER_GENERATION, self.rules.epochs - self.state.epoch)
-            outcome = self._run_generation(n_epochs, is_first=True)
-            verdict = self._judge(outcome.costs)
-            if 0 < verdict.n_epochs < n_epochs:
-                outcome = self._run_generation(verdict.n_epochs, is_first=False)
-            if verdict.n_epochs:
-                self._accept(outcome)
-            if verdict.diverged:
-                self._roll_back()
-            elif verdict.event:
-                return verdict.event
-        return "epochs"
-
-    def _measure(self) -> Cost:
-        """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
-        graph, key = build_measurement(self.training, self.state, uuid.uuid4().hex[:8])
-        cost: Cost = self.engine.run(graph, [key])[0]
-        return cost
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every factor and bias of the state is a number."""
-        sides = [*(visited.rows for visited in self.state.rows), *(column.side for column in self.state.cols)]
-        return all(bool(np.isfinite(array).all()) for side in sides for array in side)
+    def sides(self) -> tuple[list[FactorBlock], list[FactorBlock]]:
+        """Return the row blocks and the column blocks of the last good state."""
+        state, folder, rank = self.progress.state, self.training.folder, self.training.rank
+        rows, cols = ([factors.fetch(source, folder, rank) for source in side] for side in (state.rows, state.cols))
+        return rows, cols
 
     def rmse(self, cost: float) -> float | None:
         """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
         return None if math.isnan(cost) else math.sqrt(cost) * self.training.hyper.scale
 
-    def _run_generation(self, n_epochs: int, *, is_first: bool) -> Outcome:
-        """Run epochs from `state`; the first time, log those that count as they pass."""
+    def _train(self) -> Stopped:
+        """Run generations until a stop rule holds by the costs seen on the way."""
+        while (left := self.rules.epochs - self.progress.state.epoch) > 0:
+            reached = self._run_generation(self.progress.state.epoch + self._n_epochs(left), say=True)
+            if reached.epoch > self.progress.state.epoch:
+                self._run_generation(reached.epoch, say=False)
+            if reached.diverged:
+                self._roll_back()
+            elif reached.event:
+                return reached.event
+        return "epochs"
+
+    def _n_epochs(self, left: int) -> int:
+        """Return how many epochs the next generation has."""
+        per_epoch = 2 * math.prod(self.training.blocks.shape)
+        return max(1, min(left, EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // per_epoch))
+
+    def _is_whole(self, state: State) -> bool:
+        """Return whether all files of a state can be read; those who read them keep them for the next generation."""
+        owners = self.engine.owners(self.training.blocks.shape.rows)
         token = uuid.uuid4().hex[:8]
-        generation = build_generation(self.training, self.state, n_epochs, token)
-        seen: list[Cost] = []
-        goes_on = True
-        steps = {self.state.epoch: self.state.step.step_size}
+        tasks: dict[Key, Task] = {}
+        homes: dict[Key, Hashable] = {}
+        for n, source in enumerate((*state.rows, *state.cols)):
+            if isinstance(source, Saved):
+                key = (f"verify-{token}", n)
+                tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank)
+                homes[key] = owners[n % len(owners)]
+        problems = [problem for problem in self.engine.run(Graph(tasks, homes), list(tasks)) if problem]
+        for problem in problems:
+            logger.warning("%s", problem)
+        return not problems
+
+    def _measure(self) -> Cost:
+        """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
+        owners = self.engine.owners(self.training.blocks.shape.rows)
+        graph, key = build_measurement(self.training, self.progress.state, uuid.uuid4().hex[:8], owners)
+        cost: Cost = self.engine.run(graph, [key])[0]
+        return cost
+
+    def _run_generation(self, until: int, *, say: bool) -> Reached:
+        """Run epochs up to `until`, accept those that count and were saved; log them if `say`."""
+        losses = 0
+        while True:
+            begin = self.progress.state.epoch
+            if begin == until:
+                return Reached(until, self.progress.event)
+            try:
+                return self._run_graph(until, say=say)
+            except GraphLostError as err:
+                losses = losses + 1 if self.progress.state.epoch == begin else 1
+                if losses == MAX_LOSSES:
+                    raise
+                logger.warning("%s; going on after epoch %d", err, self.progress.state.epoch)
+
+    def _run_graph(self, until: int, *, say: bool) -> Reached:
+        state = self.progress.state
+        owners = self.engine.owners(self.training.blocks.shape.rows)
+        token = uuid.uuid4().hex[:8]
+        generation = build_generation(self.training, state, until - state.epoch, token, owners, self.save_every)
+        watch = _Watch(self, generation, self.progress, say)
         start = time.perf_counter()
+        try:
+            self.engine.run(generation.graph, generation.keys, watch.on_done)
+        finally:
+            self.seconds += time.perf_counter() - start
+        if self.checkpoint:
+            self.checkpoint.sweep()
+        return watch.reached
 
-        def on_done(key: tuple[str, int], value: Any) -> None:
-            nonlocal goes_on
-            if key[0] == f"step-{token}":
-                steps[key[1]] = value.step_size
-            elif key[0] == f"epoch-{token}" and goes_on:
-                seen.append(value)
-                verdict = self._judge(seen)
-                goes_on = verdict.event is None and not verdict.diverged
-                if not verdict.diverged:
-                    self._log(self._epoch(key[1], value, steps[key[1]]), self.seconds + time.perf_counter() - start)
+    def judge(self, costs: Sequence[float], cost: Cost) -> Reached:
+        """Return what happens in an epoch, given the costs of those before and its own."""
+        after = [*costs, cost.train]
+        if _has_diverged(cost, costs):
+            return Reached(len(costs), diverged=True)
+        if self._is_on_target(cost):
+            return Reached(len(after), "target")
+        if self.rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], self.rules.tol):
+            return Reached(len(after), "converged")
+        return Reached(len(after))
 
-        groups = generation.epochs, generation.steps, generation.rows, generation.cols
-        results = self.engine.run(
-            generation.tasks, [key for group in groups for key in group], on_done if is_first else None
-        )
-        self.seconds += time.perf_counter() - start
-        epochs, step_states, rows, cols = ([results.pop(0) for _ in group] for group in groups)
-        state = State(self.state.epoch + n_epochs, tuple(rows), tuple(cols), step_states[-1], epochs[-1])
-        return Outcome(state, epochs, [step.step_size for step in step_states])
-
-    def _epoch(self, epoch: int, cost: Cost, step_size: float) -> Epoch:
-        train_rmse = self.rmse(cost.train)
-        assert train_rmse is not None
-        return Epoch(epoch + 1, train_rmse, self.rmse(cost.holdout), step_size)
-
-    def _judge(self, costs: list[Cost]) -> Verdict:
-        """Return what happens first in the epochs after `state`, given their costs."""
-        trained = [*self._costs]
-        for n, cost in enumerate(costs):
-            if _has_diverged(cost, trained):
-                return Verdict(n, None, diverged=True)
-            trained.append(cost.train)
-            if self._is_on_target(cost):
-                return Verdict(n + 1, "target")
-            if self.rules.tol > 0 and _is_steady(trained[-STEADY_EPOCHS - 1 :], self.rules.tol):
-                return Verdict(n + 1, "converged")
-        return Verdict(len(costs), None)
-
-    def _accept(self, outcome: Outcome) -> None:
-        for n, (cost, step_size) in enumerate(zip(outcome.costs, outcome.step_sizes, strict=False)):
-            self.epochs.append(self._epoch(self.state.epoch + n, cost, step_size))
-            self._costs.append(cost.train)
-        self._before, self.state = self.state, outcome.state
-        self._rollbacks_in_a_row = 0
+    def accept(self, progress: Progress, in_use: State) -> None:
+        """Take a later state for the last good one, while tasks may still use the files of `in_use`."""
+        if self.checkpoint:
+            self.checkpoint.commit(progress, in_use)
+        self.progress = progress
 
     def _undo_epoch(self) -> None:
-        """Go back by one epoch: to the state before the last generation, and on to its last epoch but one."""
-        n_epochs = self.state.epoch - self._before.epoch
-        self.state = self._before
-        del self.epochs[-n_epochs:], self._costs[-n_epochs:]
-        if n_epochs > 1:
-            self._accept(self._run_generation(n_epochs - 1, is_first=False))
+        """Go back by one epoch: to a state before, and on to the last epoch but one."""
+        now, before = self.progress, self.progress.before
+        self.progress = now._replace(
+            state=before, epochs=now.epochs[: before.epoch], costs=now.costs[: before.epoch], event=None
+        )
+        if now.state.epoch - before.epoch > 1:
+            self._run_generation(now.state.epoch - 1, say=False)
 
     def _roll_back(self) -> None:
         """Halve the step size and go on from the last good state, or from the start if that did not help."""
-        self.rollbacks += 1
-        self._rollbacks_in_a_row += 1
-        step = self.state.step._replace(step_size=self.state.step.step_size / 2)
-        if self.rollbacks > MAX_ROLLBACKS:
+        now = self.progress
+        rule, step = self.training.rule, now.state.step._replace(base=now.state.step.base / 2)
+        rollbacks, in_a_row, state = now.rollbacks + 1, now.rollbacks_in_a_row + 1, now.state
+        if rollbacks > MAX_ROLLBACKS:
             raise DivergedError(
-                f"the cost grows even with a step size of {step.step_size:.3g}; look for ratings of very different "
-                "sizes, a reg or bias_reg far above 1, or a step_decay above 1"
+                f"the cost grows even with a step size of {rule.step_size(step):.3g}; look for ratings of very "
+                "different sizes, a reg or bias_reg far above 1, or a step_decay above 1"
             )
-        if self._rollbacks_in_a_row > ROLLBACKS_BEFORE_RESTART and self.state.epoch:
-            self.state, self.epochs, self._costs = first_state(self.training), [], []
-            self._rollbacks_in_a_row = 0
-            step = self.training.rule.first()._replace(step_size=step.step_size)
-        self.state = self.state._replace(step=step)
-        logger.info("cost grew: back to the end of epoch %d, step size %.3g", self.state.epoch, step.step_size)
+        if in_a_row > ROLLBACKS_BEFORE_RESTART and state.epoch:
+            state, in_a_row = first_state(self.training), 0
+            step = rule.first()._replace(base=step.base)
+        n_epochs = state.epoch
+        self.progress = Progress(
+            state._replace(step=step), now.before, now.epochs[:n_epochs], now.costs[:n_epochs], rollbacks, in_a_row
+        )
+        logger.info("cost grew: back to the end of epoch %d, step size %.3g", n_epochs, rule.step_size(step))
 
     def _is_on_target(self, cost: Cost) -> bool:
         target = self.rules.target_cost
         return target is not None and cost.train * self.training.hyper.scale**2 < target
 
-    def _log(self, epoch: Epoch, seconds: float) -> None:
-        """Log an epoch that ended `seconds` after the first began; epochs overlap, so rates are those since then."""
+    def log(self, epoch: Epoch, seconds: float) -> None:
+        """Log an epoch that ended `seconds` after its graph began; epochs overlap: rates are those since the first."""
+        seconds += self.seconds
+        n_epochs = max(1, epoch.epoch - self._first_epoch)  # fewer than at first after a roll-back
         holdout = "" if epoch.holdout_rmse is None else f"  holdout RMSE {epoch.holdout_rmse:.4f}"
         logger.info(
             "epoch %*d/%d  train RMSE %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
@@ -242,12 +267,78 @@ class Trainer:
             epoch.train_rmse,
             holdout,
             epoch.step_size,
-            epoch.epoch * self.training.blocks.n_ratings / seconds / 1e6,
-            seconds / epoch.epoch * (self.rules.epochs - epoch.epoch),
+            n_epochs * self.training.blocks.n_ratings / seconds / 1e6,
+            seconds / n_epochs * (self.rules.epochs - epoch.epoch),
         )
 
 
-def _has_diverged(cost: Cost, before: list[float]) -> bool:
+class _Watch:
+    """Takes the results of a generation as they come, in any order: judges its epochs, and accepts what was saved.
+
+    Attributes
+    ----------
+    reached : Reached
+        What has happened so far.
+    """
+
+    def __init__(self, trainer: Trainer, generation: Generation, begin: Progress, say: bool) -> None:
+        self.trainer, self.generation, self.begin, self.say = trainer, generation, begin, say
+        self.reached = Reached(begin.state.epoch)
+        self.epochs, self.costs = list(begin.epochs), list(begin.costs)
+        self.values: dict[Any, Any] = {}
+        self.snapshots = dict(generation.snapshots)
+        self.start = self.passed = time.perf_counter()
+
+    def on_done(self, key: Any, value: Any) -> None:
+        self.values[key] = value
+        while self._next_is_there():
+            self._judge()
+        for n, snapshot in list(self.snapshots.items()):
+            if n <= self.reached.epoch and snapshot in self.values and self._step(n):
+                self._accept(n, *self.values.pop(self.snapshots.pop(n)))
+
+    def _next_is_there(self) -> bool:
+        n, goes_on = self.reached.epoch, not self.reached.event and not self.reached.diverged
+        return goes_on and self.generation.epochs.get(n) in self.values and self._step(n) is not None
+
+    def _step(self, n: int) -> StepState | None:
+        """Return the step size state after `n` epochs, if it is known already."""
+        is_first = n == self.begin.state.epoch
+        found: StepState | None = self.begin.state.step if is_first else self.values.get(self.generation.steps[n])
+        return found
+
+    def _judge(self) -> None:
+        """Judge the next epoch and add it to the history if it counts."""
+        n, trainer = self.reached.epoch, self.trainer
+        cost, kernel_seconds = self.values[self.generation.epochs[n]]
+        self.reached = trainer.judge(self.costs, cost)
+        if self.reached.diverged:
+            return
+        step = self._step(n)
+        assert step is not None
+        now = time.perf_counter()
+        utilization = min(1.0, kernel_seconds / ((now - self.passed) * trainer.engine.n_slots))
+        self.passed = now
+        train_rmse = trainer.rmse(cost.train)
+        assert train_rmse is not None
+        self.epochs.append(Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.rule.step_size(step), utilization))
+        self.costs.append(cost.train)
+        if self.say:
+            trainer.log(self.epochs[-1], now - self.start)
+
+    def _accept(self, n: int, rows: tuple[Source, ...], cols: tuple[Source, ...]) -> None:
+        """Accept the state after `n` epochs."""
+        cost = self.values[self.generation.epochs[n - 1]].cost
+        step = self._step(n)
+        assert step is not None
+        state = State(n, rows, cols, step, cost)
+        event = self.reached.event if n == self.reached.epoch else None
+        before, rollbacks = self.trainer.progress.state, self.begin.rollbacks
+        progress = Progress(state, before, tuple(self.epochs[:n]), tuple(self.costs[:n]), rollbacks, 0, event)
+        self.trainer.accept(progress, self.begin.state)
+
+
+def _has_diverged(cost: Cost, before: Sequence[float]) -> bool:
     """Return whether a cost is not finite, or far above the lowest of those before."""
     return not cost.train <= DIVERGED * max(min(before, default=1.0), NEGLIGIBLE)
 

@@ -80,12 +80,13 @@ def test_visit__is_pure(tmp_path: Path) -> None:
     training = mf._training(blocks)
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
-    arguments = state.rows[block.row], state.cols[block.col], state.step, training, block, 3, True
+    row, column = graph.load_rows(state.rows[block.row], training), graph.load_column(state.cols[block.col], training)
+    arguments = row, column, state.step, training, block, 3, True
 
     def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
         return [array.copy() for array in side]
 
-    before = arrays(state.rows[block.row].rows), arrays(state.cols[block.col].side)
+    before = arrays(row.rows), arrays(column.side)
     first, again = (graph.visit(*arguments) for _ in range(2))
     assert first.column is not None
     assert again.column is not None
@@ -94,7 +95,7 @@ def test_visit__is_pure(tmp_path: Path) -> None:
         for left, right in zip(one, two, strict=True):
             np.testing.assert_array_equal(left, right)
             assert not left.flags.writeable
-    for old, side in zip(before, (state.rows[block.row].rows, state.cols[block.col].side), strict=True):
+    for old, side in zip(before, (row.rows, column.side), strict=True):
         for left, right in zip(old, side, strict=True):
             np.testing.assert_array_equal(left, right)
     assert not np.array_equal(first.rows.biases, before[0][1])

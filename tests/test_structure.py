@@ -16,13 +16,14 @@ PACKAGE = Path(distmf.__file__).parent
 
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
-errors clock sizes progress cache
-kernel store grid stepsize history
-ids schedule ratings matrix
+errors clock sizes progress cache engine
+kernel store grid stepsize history cluster
+ids schedule ratings matrix factors lock visibility
 blocks
-tiles engine
+tiles
 blocking graph
-model trainer
+model checkpoint
+trainer
 factorization datasets
 evaluate describe options
 demo
@@ -34,8 +35,8 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 RESTRICTED = {
     "numba": {"kernel", "ids"},
     "llvmlite": {"kernel"},
-    "dask": {"engine", "graph", "blocking"},
-    "distributed": {"engine"},
+    "dask": {"engine", "cluster", "graph", "blocking", "trainer"},
+    "distributed": {"cluster"},
     "click": {"cli", "options"},
     "rich": {"options"},
     "fsspec": {"store"},

@@ -177,15 +177,15 @@ def test_fit__logs_a_line_per_epoch(blocks: Blocks, caplog: pytest.LogCaptureFix
 
 
 def test_fit__keeps_the_last_good_model_when_interrupted(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = trainer.Trainer._accept, []
+    original, calls = trainer.Trainer.accept, []
 
-    def accept(self: trainer.Trainer, outcome: Any) -> None:
-        original(self, outcome)
-        calls.append(self.state.epoch)
+    def accept(self: trainer.Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        calls.append(self.progress.state.epoch)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.Trainer, "_accept", accept)
+    monkeypatch.setattr(trainer.Trainer, "accept", accept)
     mf = MatrixFactorization(4, epochs=50, tol=0)
     with pytest.raises(KeyboardInterrupt):
         mf.fit(blocks)

@@ -1,0 +1,241 @@
+"""Where a training stands <-> a folder, from which it goes on after any process was killed.
+
+    checkpoint.json                     what is trained on what; the last two states, the newer one last
+    factors/000012-1f3a…/rows-00003.bin  a factor block after 12 epochs
+    driver.json                         the driver at work, while there is one
+
+The manifest is replaced at once, and files that it names are removed only after it names others: whatever is killed,
+one of the two states is whole. Files that nothing names any more are swept up when no task is under way.
+"""
+
+import contextlib
+import logging
+import math
+import posixpath
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from distmf.errors import StoreError
+from distmf.factors import Saved
+from distmf.graph import Cost, State
+from distmf.history import Epoch, Stopped
+from distmf.lock import DriverLock, driver_lock
+from distmf.stepsize import StepState
+from distmf.store import Folder, Kind, free_folder
+
+logger = logging.getLogger(__name__)
+
+KIND = Kind(
+    "distmf checkpoint",
+    1,
+    "checkpoint.json",
+    (),
+    r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin|driver\.json|(.*/)?tmp/.*",
+)
+FACTORS = "factors"
+
+
+class Progress(NamedTuple):
+    """How far a training is.
+
+    Attributes
+    ----------
+    state : State
+        The last good one.
+    before : State
+        An earlier one on the way to it, to go back to.
+    epochs : tuple of Epoch
+        History up to `state`.
+    costs : tuple of float
+        Mean squared error seen in each of these epochs, in units of the ratings' scale squared.
+    rollbacks, rollbacks_in_a_row : int
+        So far, and since the last good epoch.
+    event : str or None
+        What stops the training in this state, if something does.
+    """
+
+    state: State
+    before: State
+    epochs: tuple[Epoch, ...] = ()
+    costs: tuple[float, ...] = ()
+    rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
+    event: Stopped | None = None
+
+
+@dataclass
+class Checkpoint:
+    """The folder of one training, locked for this driver.
+
+    Attributes
+    ----------
+    folder : Folder
+        Where it lies.
+    lock : DriverLock
+        Held as long as the checkpoint is open.
+    settings : dict
+        What is trained on what, by name.
+    records : list of dict
+        What the manifest holds of each of the last two states.
+    """
+
+    folder: Folder
+    lock: DriverLock
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def restore(self, first: State, is_whole: Callable[[State], bool]) -> Progress | None:
+        """Return the newest progress whose files are whole, None if nothing was saved yet.
+
+        Parameters
+        ----------
+        first : State
+            Before the first epoch.
+        is_whole : callable
+            Says whether all files of a state can be read.
+
+        Raises
+        ------
+        StoreError
+            If states were saved and none of them is whole.
+        """
+        for record in reversed(self.records):
+            progress = _progress(record, first)
+            if is_whole(progress.state):
+                return progress
+            logger.warning("%s: the state after epoch %d is damaged", self.folder, progress.state.epoch)
+        if self.records:
+            raise StoreError(f"{self.folder}: neither of the two states can be read; remove the folder and start again")
+        return None
+
+    def commit(self, progress: Progress, in_use: State) -> None:
+        """Make `progress` what a resumed training goes on from; keep the files of the state `in_use` by tasks."""
+        self.lock.check()
+        records = [*self.records[-1:], _record(progress)]
+        self._write(records)
+        outdated = _directories(self.records) - _directories(records) - _directories_of(in_use)
+        self.records = records
+        for directory in outdated:
+            self._remove(directory)
+
+    def sweep(self) -> None:
+        """Remove the files that nothing names; only when no task is under way."""
+        place = self.folder.child(FACTORS)
+        if not self.folder.fs.isdir(place):
+            return
+        there = {posixpath.basename(path.rstrip("/")) for path in self.folder.fs.ls(place, detail=False)}
+        for directory in {f"{FACTORS}/{name}" for name in there} - _directories(self.records):
+            self._remove(directory)
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        self.folder.write_manifest(KIND, {"settings": self.settings, "states": records})
+
+    def _remove(self, directory: str) -> None:
+        with contextlib.suppress(OSError):  # it may be gone, and a file too many does no harm
+            self.folder.remove(directory)
+
+
+@contextlib.contextmanager
+def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -> Iterator[Checkpoint]:
+    """Lock the folder of a checkpoint, make it if it is not there, and yield it.
+
+    Parameters
+    ----------
+    folder : Folder
+        Where it lies.
+    settings : dict
+        What is trained on what; must be the same when it is resumed, but for more "epochs".
+    resume : bool
+        Whether to go on from what is there.
+
+    Raises
+    ------
+    StoreError
+        If another driver is at work on it; if there is a checkpoint and `resume` is false, or of another training; if
+        something else is there.
+    """
+    folder = free_folder(str(folder), KIND)
+    folder.fs.makedirs(folder.path, exist_ok=True)
+    with driver_lock(folder) as lock:
+        records: list[dict[str, Any]] = []
+        if folder.is_a(KIND):
+            manifest = folder.read_manifest(KIND)
+            if not resume:
+                done = max((record["state"]["epoch"] for record in manifest["states"]), default=0)
+                raise StoreError(
+                    f"{folder} holds the checkpoint of a training that has done {done} epochs; go on from it with "
+                    "resume=True (--resume), or choose another folder or remove this one to start again"
+                )
+            _refuse_differences(folder, manifest["settings"], settings)
+            records = manifest["states"]
+        checkpoint = Checkpoint(folder, lock, settings, records)
+        checkpoint._write(records)
+        checkpoint.sweep()
+        yield checkpoint
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: str) -> Iterator[Folder]:
+    """Yield the name of a new folder beside another one; what is there at the end is removed."""
+    folder = Folder.at(f"{beside}.training-{uuid.uuid4().hex[:8]}")
+    try:
+        yield folder
+    finally:
+        folder.delete()
+
+
+def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to go on with something else; only "epochs" may grow."""
+    for name in {**there, **here}:
+        old, new = there.get(name), here.get(name)
+        if name == "epochs" and old is not None and new >= old:
+            continue
+        if old != new:
+            raise StoreError(
+                f"{folder} is the checkpoint of another training: {name} was {old!r} there and is {new!r} here; "
+                "use what it was begun with, or another folder"
+            )
+
+
+def _record(progress: Progress) -> dict[str, Any]:
+    """Return progress as it stands in the manifest."""
+    fields = progress._asdict()
+    states = {name: _state_record(fields.pop(name)) for name in ("state", "before")}
+    return {**states, **fields}
+
+
+def _state_record(state: State) -> dict[str, Any]:
+    cost = None if state.cost is None else [_finite(value) for value in state.cost]
+    rows, cols = (list(side) if state.epoch else None for side in (state.rows, state.cols))
+    return {"epoch": state.epoch, "step": state.step, "cost": cost, "rows": rows, "cols": cols}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _progress(record: dict[str, Any], first: State) -> Progress:
+    """Return what `_record` wrote; blocks before the first epoch are not in files."""
+    states = {name: _state(record[name], first) for name in ("state", "before")}
+    epochs = tuple(Epoch(*epoch) for epoch in record["epochs"])
+    return Progress(**{**record, **states, "epochs": epochs, "costs": tuple(record["costs"])})
+
+
+def _state(record: dict[str, Any], first: State) -> State:
+    cost = record["cost"] and Cost(*[math.nan if value is None else value for value in record["cost"]])
+    rows, cols = first.rows, first.cols
+    if record["epoch"]:
+        rows, cols = (tuple(Saved(*saved) for saved in record[name]) for name in ("rows", "cols"))
+    return State(record["epoch"], rows, cols, StepState(*record["step"]), cost)
+
+
+def _directories(records: list[dict[str, Any]]) -> set[str]:
+    """Return the sub-folders with the files that records name."""
+    states = [record[name] for record in records for name in ("state", "before")]
+    return {posixpath.dirname(saved[0]) for state in states for saved in state["rows"] or ()}
+
+
+def _directories_of(state: State) -> set[str]:
+    return {posixpath.dirname(source.name) for source in state.rows if isinstance(source, Saved)}

@@ -1,0 +1,291 @@
+"""Runs a Dask graph on a cluster; connects to one, or starts one of processes on this machine.
+
+The client is always an argument. On a cluster that others share nothing is configured, keys are unique, and all that is
+left when a graph ends is what it wrote.
+"""
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import dask.config
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.typing import Key
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from distributed.comm.core import CommClosedError
+from distributed.security import Security
+
+from distmf.engine import Graph, OnDone, key_in_words
+from distmf.errors import ClusterError, GraphLostError
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2  # of a task that raises: storage may be out of reach for a moment
+POLL_SECONDS = 0.005
+LOOK_SECONDS = 10.0  # between two looks at the workers
+NO_WORKERS_SECONDS = 600.0
+CONNECT_SECONDS = 30
+
+# For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced.
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 10,
+    "distributed.scheduler.worker-saturation": float("inf"),
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.diagnostics.computations.max-history": 0,
+    "distributed.nanny.pre-spawn-environ.NUMBA_NUM_THREADS": 1,
+}
+
+
+class ClusterEngine:
+    """The workers of a Dask cluster; see `Engine`.
+
+    Row blocks are owned contiguously: worker by worker, as many for each as it has threads. A task prefers the worker
+    that owns its row block, and runs elsewhere if that one is gone.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to the cluster; stays open.
+    """
+
+    shares_memory = False
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def __enter__(self) -> Self:
+        self._wait_for_workers()
+        self._check_versions()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    @property
+    def n_slots(self) -> int:
+        """Threads of all workers that take tasks."""
+        return sum(worker["nthreads"] for worker in self._workers().values()) or 1
+
+    @property
+    def _address(self) -> str:
+        return str(self.client.scheduler_info(n_workers=0)["address"])
+
+    def owners(self, n_row_blocks: int) -> list[Hashable]:
+        """Return the address of the worker that owns each row block."""
+        self._wait_for_workers()
+        slots = [address for address, worker in self._workers().items() for _ in range(worker["nthreads"])]
+        return [slots[row * len(slots) // n_row_blocks] for row in range(n_row_blocks)]
+
+    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """Call a function in every worker; return what it returned or raised, by worker."""
+        workers = self._workers()
+        found = self.client.run(function, *args, workers=list(workers), on_error="return")
+        return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
+
+    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+        """Compute `keys` of a graph; see `Engine.run`.
+
+        Raises
+        ------
+        ClusterError
+            If the connection is lost, if there are no workers for long, or if a task keeps killing its workers.
+        GraphLostError
+            If the tasks were cancelled, but the cluster is there.
+        """
+        futures: list[Future[Any]] = []
+        try:
+            futures = self._submit(graph, keys)
+            return self._results(futures, on_done)
+        except KilledWorker as err:
+            raise ClusterError(
+                f"{key_in_words(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
+                f"{err.last_worker.address}; look into the workers' logs: too little memory is the usual cause, and "
+                "then a finer grid or fewer workers on a machine help"
+            ) from err
+        except (CancelledError, CommClosedError) as err:
+            self._wait_for_scheduler(err)
+            raise GraphLostError("the cluster has lost or cancelled the tasks under way") from err
+        finally:
+            for future in futures:
+                future.release()
+
+    def _submit(self, graph: Graph, keys: Sequence[Key]) -> list[Future[Any]]:
+        annotations = {
+            "workers": _Lookup({key: [owner] for key, owner in graph.homes.items()}),
+            "allow_other_workers": True,
+            "priority": _Lookup({key: -step for key, step in graph.steps.items()}),
+            "retries": RETRIES,
+        }
+        layer = MaterializedLayer(dict(graph.tasks), annotations=annotations)
+        whole = HighLevelGraph({"distmf": layer}, {"distmf": set()})
+        return list(self.client.get(whole, list(keys), sync=False))
+
+    def _results(self, futures: list[Future[Any]], on_done: OnDone | None) -> list[Any]:
+        values: dict[Key, Any] = {}
+        completed = as_completed(futures)
+        looked = seen_workers = time.monotonic()
+        while len(values) < len(futures):
+            batch = completed.next_batch(block=False)
+            for future in batch:
+                values[future.key] = future.result()
+                if on_done is not None:
+                    on_done(future.key, values[future.key])
+            if batch:
+                continue
+            time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            if now - looked > LOOK_SECONDS:
+                looked = now
+                if self._workers():
+                    seen_workers = now
+                elif now - seen_workers > NO_WORKERS_SECONDS:
+                    raise ClusterError(f"there has been no worker for {NO_WORKERS_SECONDS:.0f} s; start some")
+                else:
+                    logger.warning("all workers are gone; waiting for new ones")
+        return [values[future.key] for future in futures]
+
+    def _workers(self) -> dict[str, Any]:
+        """Return the workers that take tasks, by address, in the order of their names."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].items()
+        running = [(address, worker) for address, worker in workers if worker["status"] == "running"]
+        return dict(sorted(running, key=lambda found: (len(str(found[1]["name"])), str(found[1]["name"]))))
+
+    def _check_versions(self) -> None:
+        """Refuse a cluster with another distmf on it, or none; the scheduler needs it too, to read graphs."""
+        here = _version()
+        try:
+            there = {"the scheduler": self.client.run_on_scheduler(_version)}
+        except Exception as err:
+            there = {"the scheduler": repr(err)}
+        there |= {f"worker {name}": found for name, found in self.everywhere(_version).items()}
+        wrong = [f"{name}: {found}" for name, found in there.items() if found != here]
+        if wrong:
+            raise ClusterError(f"distmf {here} must be installed on scheduler and workers, but {'; '.join(wrong)}")
+
+    def _wait_for_workers(self) -> None:
+        start = said = time.monotonic()
+        while not self._workers():
+            now = time.monotonic()
+            if now - start > NO_WORKERS_SECONDS:
+                raise ClusterError(
+                    f"no worker has joined the cluster of {self._address} for "
+                    f"{NO_WORKERS_SECONDS:.0f} s; start some: dask worker {self._address}"
+                )
+            if now - said > LOOK_SECONDS:
+                said = now
+                logger.warning("waiting for workers to join the cluster")
+            time.sleep(0.1)
+
+    def _wait_for_scheduler(self, cause: BaseException) -> None:
+        """Return when the client is connected again; raise if it gives up."""
+        deadline = time.monotonic() + CONNECT_SECONDS + 5
+        while self.client.status == "connecting" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if self.client.status != "running":
+            raise ClusterError("the connection to the scheduler is lost, and with it the tasks under way") from cause
+
+
+def _version() -> str:
+    return version("distmf")
+
+
+class _Lookup:
+    """An annotation by key: a value that Dask calls with the key, here and on the scheduler."""
+
+    def __init__(self, values: Mapping[Key, Any]) -> None:
+        self.values = values
+
+    def __call__(self, key: Key) -> Any:
+        return self.values.get(key)
+
+
+class Tls(NamedTuple):
+    """Files for TLS: the certificate of the authority, one's own certificate, and its key."""
+
+    ca_file: str
+    cert: str
+    key: str
+
+    def security(self) -> Security:
+        """Return what Dask takes, for every role.
+
+        Raises
+        ------
+        ClusterError
+            If a file is missing.
+        """
+        for file in self:
+            if not Path(file).is_file():
+                raise ClusterError(
+                    f"{file}: no such file; TLS needs an authority's certificate, one's own, and its key"
+                )
+        roles = {f"tls_{role}_{part}": getattr(self, part) for role in _ROLES for part in ("cert", "key")}
+        return Security(tls_ca_file=self.ca_file, require_encryption=True, **roles)
+
+
+_ROLES = "client", "scheduler", "worker"
+
+
+@contextlib.contextmanager
+def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
+    """Yield a client of a running cluster.
+
+    Parameters
+    ----------
+    scheduler : str
+        Address, or path of a scheduler file.
+    tls : Tls, optional
+        For an address that begins with ``tls://``.
+
+    Raises
+    ------
+    ClusterError
+        If nobody answers.
+    """
+    is_file = "://" not in scheduler and Path(scheduler).is_file()
+    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
+    security = tls.security() if tls else None
+    try:
+        client = Client(**where, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="distmf")
+    except (OSError, ValueError, TypeError, RuntimeError) as err:
+        raise ClusterError(
+            f"no scheduler answers at {scheduler}: {' '.join(str(err).split())}; give its address, such as "
+            "tcp://host:8786, or its scheduler file, and for tls:// the certificates"
+        ) from err
+    with client:
+        yield client
+
+
+@contextlib.contextmanager
+def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
+    """Yield a client of a new cluster of processes on this machine, one thread each; it binds to loopback only."""
+    security = tls.security() if tls else None
+    protocol = "tls://" if tls else "tcp://"
+    with (
+        tempfile.TemporaryDirectory(prefix="distmf-workers-") as folder,
+        dask.config.set(SETTINGS),
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            protocol=protocol,
+            security=security,
+            dashboard_address=None,
+            local_directory=folder,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster, security=security, set_as_default=False) as client,
+    ):
+        yield client

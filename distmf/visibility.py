@@ -1,0 +1,80 @@
+"""Checks that every worker sees the storage that a job is about to use. Knows nothing of what lies there."""
+
+import contextlib
+import uuid
+import zlib
+from collections.abc import Sequence
+
+from distmf.engine import Engine
+from distmf.errors import StoreError
+from distmf.store import Folder, one_line
+
+MAX_NAMED = 5  # workers in a message
+FINGERPRINT_BYTES = 1 << 16
+
+
+def check_storage(engine: Engine, writable: Folder, readable: dict[str, Folder]) -> None:
+    """Check that all workers read what this process wrote, and the reverse.
+
+    Parameters
+    ----------
+    engine : Engine
+        Whose processes to ask; nothing is checked if all tasks run in this one.
+    writable : Folder
+        Where tasks will write.
+    readable : dict
+        Names of files to the folders that tasks will read them from.
+
+    Raises
+    ------
+    StoreError
+        With the workers that do not see a folder, or may not write to it.
+    """
+    if engine.shares_memory:
+        return
+    token = uuid.uuid4().hex
+    probes = f"tmp/probe-{token}"
+    try:
+        writable.write(f"{probes}/driver", token.encode())
+        files = [*((folder, name) for name, folder in readable.items()), (writable, f"{probes}/driver")]
+        seen = [(folder, name, _fingerprint(folder, name)) for folder, name in files]
+        answers = engine.everywhere(_look, seen, writable, f"{probes}/worker")
+        problems = [
+            f"worker {worker}: {answer or 'what it writes does not arrive here'}"
+            for worker, answer in answers.items()
+            if not (isinstance(answer, str) and writable.fs.isfile(writable.child(answer)))
+        ]
+    finally:
+        with contextlib.suppress(OSError):
+            writable.remove(probes)
+    if problems:
+        raise StoreError(
+            f"not every worker shares the storage of this job, {len(problems)} of {len(answers)} do not; "
+            f"{'; '.join(problems[:MAX_NAMED])}{'; …' if len(problems) > MAX_NAMED else ''}; use a folder on a file "
+            "system that all machines mount, or a URL such as s3://…"
+        )
+
+
+def _fingerprint(folder: Folder, name: str) -> tuple[int, int]:
+    """Return the size of a file and the checksum of its beginning."""
+    try:
+        size = folder.fs.size(folder.child(name))
+    except OSError as err:
+        raise StoreError(f"{folder}: {name} cannot be read: {one_line(err)}") from err
+    return size, zlib.crc32(folder.read(name, 0, min(size, FINGERPRINT_BYTES)))
+
+
+def _look(seen: Sequence[tuple[Folder, str, tuple[int, int]]], writable: Folder, probe: str) -> str | StoreError:
+    """Return the name of a file that was written here, or what is wrong."""
+    for folder, name, fingerprint in seen:
+        try:
+            if _fingerprint(folder, name) != fingerprint:
+                return StoreError(f"{folder}: {name} is not the one that the driver sees")
+        except StoreError as err:
+            return err
+    mine = f"{probe}-{uuid.uuid4().hex}"
+    try:
+        writable.write(mine, b"seen")
+    except OSError as err:
+        return StoreError(f"{writable} cannot be written: {err}")
+    return mine
