@@ -32,7 +32,7 @@ KIND = Kind(
     1,
     "checkpoint.json",
     (),
-    r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin|driver\.json|(.*/)?tmp/.*",
+    r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin",
 )
 FACTORS = "factors"
 

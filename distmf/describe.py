@@ -26,7 +26,7 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         return _describe_blocks(open_blocks(path))
     if folder.is_a(MODEL):
         return _describe_model(load(path), str(folder))
-    what = "there are neither blocks nor a model in it" if folder.fs.exists(folder.path) else "it does not exist"
+    what = "there are neither blocks nor a model in it" if folder.exists() else "it does not exist"
     raise StoreError(f"{folder}: {what}; distmf block and distmf train write such folders")
 
 

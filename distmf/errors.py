@@ -7,7 +7,7 @@ DistMFError
 ├── ClusterError        (RuntimeError)     a Dask cluster is not there, is gone, or cannot do the work
 │   └── GraphLostError  (RuntimeError)     tasks under way were lost, though the cluster is there
 ├── NotFittedError      (ValueError, AttributeError)  a model is asked for what only training gives
-└── StoreError          (OSError)          something on disk is missing, damaged or of another version
+└── StoreError          (OSError)          something on disk is missing, damaged, of another version, or refused
 """
 
 
@@ -40,4 +40,19 @@ class NotFittedError(DistMFError, ValueError, AttributeError):
 
 
 class StoreError(DistMFError, OSError):
-    """Something on disk is missing, damaged or of another version."""
+    """Something on disk is missing, damaged or of another version, or a file system refuses.
+
+    Parameters
+    ----------
+    message : str
+        What happened, where, and what to do.
+    errno : int, optional
+        The error number of the system, if it was the system that refused.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type["StoreError"], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)  # OSError would lose the number on the way to another process

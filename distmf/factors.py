@@ -104,12 +104,12 @@ def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
 def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool) -> Saved:
     """Write a factor block to a file, all or nothing; `keep` it in memory too if it will be fetched next."""
     arrays = np.ascontiguousarray(side.factors[:, :rank]), side.biases
-    folder.write(name, b"".join(a.tobytes() for a in arrays))  # TMP
+    folder.write(name, arrays)
     if keep:
         forget(folder, all_but=posixpath.dirname(name))
         with _lock:
             _kept[str(folder), name] = side
-    return Saved(name, len(side.biases), zlib.crc32(arrays[1], zlib.crc32(arrays[0])))
+    return Saved(name, len(side.biases), zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data)))
 
 
 def verify(saved: Saved, folder: Folder, rank: int) -> str:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distmf.errors import RatingsError
-from distmf.store import display_name, is_local, one_line, url_to_fs
+from distmf.errors import RatingsError, StoreError
+from distmf.filesystem import display_name, explained, is_local, one_line, opened, path_type, read_range, url_to_fs
 
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
@@ -177,13 +177,15 @@ def read_ids(source: str | Path, column: str) -> pa.Array:
 
 def _files(fs: Any, path: str, source: str) -> list[str]:
     """Return the files of a source, sorted; those with a hidden name below what the source names are left out."""
-    if fs.isfile(path):
+    what = path_type(fs, path)
+    if what == "file":
         return [path]
-    is_glob = not fs.isdir(path) and any(char in path for char in "*?[")
+    is_glob = what is None and any(char in path for char in "*?[")
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_glob else path.rstrip("/")
     found: set[str] = set()
-    for match in fs.glob(path) if is_glob else [path] if fs.isdir(path) else []:
-        found.update(fs.find(match) if fs.isdir(match) else [match])
+    with explained(f"{source} cannot be listed"):
+        for match in fs.glob(path) if is_glob else [path] if what else []:
+            found.update(fs.find(match) if fs.isdir(match) else [match])
     files = [file for file in found if not any(part[:1] in (".", "_") for part in file[len(root) :].split("/"))]
     if not files:
         raise RatingsError(f"{source}: no such file, or no file in it; give a Parquet file, a folder, a glob or a URL")
@@ -193,27 +195,40 @@ def _files(fs: Any, path: str, source: str) -> list[str]:
 @contextlib.contextmanager
 def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; on a local disk without Python in between."""
-    try:
-        parquet = pq.ParquetFile(path if is_local(fs) else fs.open(path, "rb"), buffer_size=BUFFER_BYTES)
-    except FileNotFoundError as err:
-        raise RatingsError(f"{display_name(fs, path)}: the file is gone; were the ratings changed meanwhile?") from err
-    except (pa.ArrowException, OSError) as err:
-        size = fs.size(path)
-        what = "is not a Parquet file"
-        if size == 0:
-            what = "is empty (0 bytes), so it is not a Parquet file"
-        elif fs.read_block(path, 0, len(MAGIC)) == MAGIC:
-            what = f"is a Parquet file that is truncated or damaged ({size:,} bytes)"
-        raise RatingsError(
-            f"{display_name(fs, path)} {what}: {one_line(err)}; remove it, write it again, or choose files by a glob"
-        ) from err
-    with parquet:
-        yield parquet
+    with contextlib.nullcontext(path) if is_local(fs) else opened(fs, path) as file:
+        try:
+            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+        except FileNotFoundError as err:
+            raise RatingsError(
+                f"{display_name(fs, path)}: the file is gone; were the ratings changed meanwhile?"
+            ) from err
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError) as err:
+            raise RatingsError(
+                f"{display_name(fs, path)} {_what_it_is(fs, path)}: {one_line(err)}; "
+                "remove it, write it again, or choose files by a glob"
+            ) from err
+        with parquet:
+            yield parquet
+
+
+def _what_it_is(fs: Any, path: str) -> str:
+    """Return what a file is that cannot be opened as Parquet."""
+    with explained(f"{display_name(fs, path)} cannot be read"):
+        size, begin = fs.size(path), read_range(fs, path, 0, len(MAGIC))
+    if size == 0:
+        return "is empty (0 bytes), so it is not a Parquet file"
+    if begin == MAGIC:
+        return f"is a Parquet file that is truncated or damaged ({size:,} bytes)"
+    return "is not a Parquet file"
 
 
 def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:
     try:
         return next(batches, None)
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError) as err:
         raise RatingsError(f"{where} cannot be read: {one_line(err)}; the file is damaged, write it again") from err
 

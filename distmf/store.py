@@ -6,7 +6,7 @@ without one is not one of ours.
 """
 
 import contextlib
-import functools
+import errno
 import json
 import os
 import posixpath
@@ -17,44 +17,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmf.errors import StoreError
+from distmf.filesystem import (
+    delete,
+    display_name,
+    explained,
+    is_local,
+    is_object_store,
+    leftovers,
+    one_line,
+    opened,
+    path_type,
+    read_range,
+    temporary_name,
+    url_to_fs,
+    whole_file,
+)
 
 CHUNK_BYTES = 1 << 24
-
-
-def url_to_fs(url: str | Path) -> tuple[Any, str]:
-    """Return the file system and the path on it of a local path (``~`` is expanded) or an fsspec URL.
-
-    Raises
-    ------
-    StoreError
-        If no file system is known for the URL, or the package for it is not installed.
-    """
-    url = str(url)
-    try:
-        fs, path = fsspec.core.url_to_fs(url if "://" in url else str(Path(url).expanduser()))
-    except (ImportError, ValueError, RuntimeError, TypeError) as err:
-        raise StoreError(f"{url}: {one_line(err)}") from err
-    return fs, path
-
-
-def is_local(fs: Any) -> bool:
-    """Return whether a file system is the local one: files can be renamed, and libraries can open them by name."""
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
-def display_name(fs: Any, path: str) -> str:
-    """Return a path as people write it: plain on the local file system, else a URL."""
-    return path if is_local(fs) else str(fs.unstrip_protocol(path))
-
-
-def one_line(err: Exception) -> str:
-    """Return the message of another library's error in one line."""
-    return " ".join(str(err).split()).rstrip(".")
+MISSING = errno.ENOENT, errno.ENOTDIR
+TEMPORARY = "tmp"  # where files of a folder are written until they are complete
+TRANSIENT = rf"{TEMPORARY}/[0-9a-f]{{32}}|driver\.json"  # in a folder that somebody began to write and did not get far
 
 
 class Kind(NamedTuple):
@@ -105,35 +91,75 @@ class Folder(NamedTuple):
         return display_name(self.fs, self.path)
 
     def child(self, name: str) -> str:
-        """Return the path of a file in the folder; a name that leads out of it is refused."""
+        """Return the path of a file in the folder; a name that leads out of it, even by a link, is refused."""
         path = posixpath.normpath(posixpath.join(self.path, name))
-        if not path.startswith(self.path.rstrip("/") + "/"):
+        is_inside = path.startswith(self.path.rstrip("/") + "/")
+        if is_inside and is_local(self.fs):
+            is_inside = os.path.realpath(path).startswith(os.path.realpath(self.path).rstrip("/") + "/")
+        if not is_inside:
             raise StoreError(f"{self}: the file name {name!r} leads out of the folder")
         return path
 
-    def create(self, name: str) -> Any:
-        """Open a new file for writing; the folders above it are made."""
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[Any]:
+        """Yield a file to write bytes to; it appears when the block ends, and not at all if that fails or is killed.
+
+        The folders above it are made. Two tasks may create one file at the same time: the last to end wins.
+        """
         path = self.child(name)
-        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        return self.fs.open(path, "wb")
+        temporary = self.child(f"{TEMPORARY}/{uuid.uuid4().hex}")
+        with whole_file(self.fs, path, temporary, f"{self}: the file {name} cannot be written") as file:
+            yield file
 
     def write(self, name: str, data: Any) -> None:
-        """Write bytes as a file."""
+        """Write a buffer, or a list or tuple of buffers one after the other, as a file, as `create` does."""
         with self.create(name) as file:
-            file.write(data)
+            for part in data if isinstance(data, list | tuple) else (data,):
+                file.write(part)
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file if none of that name is there, and return whether so: of several that try, one succeeds."""
+        path = self.child(name)
+        with explained(f"{self}: the file {name} cannot be written"):
+            try:
+                if is_local(self.fs):
+                    self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+                    with Path(path).open("xb") as file:
+                        file.write(data)
+                else:
+                    self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+        return True
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that is in it."""
-        self.fs.rm(self.child(name), recursive=True)
+        """Remove a file or a folder with all that is in it, if it is there."""
+        with explained(f"{self}: {name} cannot be removed"):
+            delete(self.fs, self.child(name))
+
+    def remove_temporary_files(self) -> None:
+        """Remove what killed tasks left; tasks that write at this moment fail."""
+        self.remove(TEMPORARY)
+
+    def exists(self) -> bool:
+        """Return whether there is anything at the path."""
+        return path_type(self.fs, self.path) is not None
 
     def read(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        """Return `length` bytes of a file from `start`, by default all; fewer are an error, as is a missing file."""
+        """Return `length` bytes of a file from `start`, by default all; fewer are an error, as is a missing file.
+
+        A part of a file on an object store is one request.
+        """
+        path = self.child(name)
         try:
-            with self.fs.open(self.child(name), "rb") as file:
-                file.seek(start)
-                data: bytes = file.read(length)
-        except FileNotFoundError as err:
-            raise StoreError(f"{self}: the file {name} is missing; restore it or make the folder again") from err
+            with explained(f"{self}: the file {name} cannot be read"):
+                data = read_range(self.fs, path, start, length)
+        except StoreError as err:
+            if err.errno not in MISSING:
+                raise
+            raise StoreError(
+                f"{self}: the file {name} is missing; restore it or make the folder again", err.errno
+            ) from err
         if length >= 0 and len(data) != length:
             raise StoreError(
                 f"{self}: the file {name} is truncated: {start + length:,} bytes expected, {start + len(data):,} "
@@ -143,8 +169,8 @@ class Folder(NamedTuple):
 
     def delete(self) -> None:
         """Remove the folder, if it is there."""
-        if self.fs.exists(self.path):
-            self.fs.rm(self.path, recursive=True)
+        with explained(f"{self} cannot be removed"):
+            delete(self.fs, self.path)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table as Parquet."""
@@ -164,7 +190,7 @@ class Folder(NamedTuple):
         found = {}
         for name in names:
             found[name] = 0
-            with self.fs.open(self.child(name), "rb") as file:
+            with opened(self.fs, self.child(name)) as file:
                 while chunk := file.read(CHUNK_BYTES):
                     found[name] = zlib.crc32(chunk, found[name])
         return found
@@ -177,11 +203,13 @@ class Folder(NamedTuple):
 
     def is_a(self, kind: Kind) -> bool:
         """Return whether the folder says that it is of a kind, whole or not."""
-        if not self.fs.isfile(self.child(kind.manifest)):
-            return False
         try:
             manifest = json.loads(self.read(kind.manifest))
         except ValueError:
+            return False
+        except StoreError as err:
+            if err.errno not in MISSING:
+                raise
             return False
         return isinstance(manifest, dict) and manifest.get("kind") == kind.name
 
@@ -228,40 +256,52 @@ def free_folder(url: str | Path, kind: Kind) -> Folder:
             above = above.parent
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise StoreError(f"{folder} cannot be written: {above} is not a folder, or may not be written to")
-    if fs.exists(folder.path):
-        names = [path[len(folder.path) :].lstrip("/") for path in fs.find(folder.path)]
-        expected = {kind.manifest, *kind.tables}
-        is_ours = all(name in expected or re.fullmatch(kind.others, name) for name in names) and folder.is_a(kind)
-        is_empty = fs.isdir(folder.path) and not fs.ls(folder.path, detail=False)
-        if not is_empty and not is_ours:
-            raise StoreError(f"{folder} exists and is not only {kind.name}; choose another path, or remove it yourself")
+    elif is_object_store(fs):
+        if "/" not in folder.path.strip("/"):
+            raise StoreError(f"{folder} is a whole bucket; choose a folder in it")
+        # Where it would be written beside its name, so that what is not allowed shows now and not after the work.
+        probe = temporary_name(folder.path)
+        with explained(f"{folder} cannot be written"):
+            fs.pipe_file(probe, b"")
+            fs.rm_file(probe)
+    if folder.exists():
+        _check_replaceable(folder, kind)
     return folder
+
+
+def _check_replaceable(folder: Folder, kind: Kind) -> None:
+    fs = folder.fs
+    with explained(f"{folder} cannot be listed"):
+        names = [path[len(folder.path) :].lstrip("/") for path in fs.find(folder.path)]
+        is_empty = not names and fs.isdir(folder.path) and not fs.ls(folder.path, detail=False)
+    others = rf"{TRANSIENT}|{kind.others}"
+    expected = {kind.manifest, *kind.tables}
+    is_ours = all(name in expected or re.fullmatch(others, name) for name in names) and folder.is_a(kind)
+    is_begun = all(re.fullmatch(TRANSIENT, name) for name in names)
+    if not is_empty and not is_ours and not is_begun:
+        raise StoreError(f"{folder} exists and is not only {kind.name}; choose another path, or remove it yourself")
 
 
 @contextlib.contextmanager
 def new_file(url: str | Path) -> Iterator[Any]:
     """Yield a file to write bytes to; it appears at `url` when the block ends, and not at all if it raises."""
     fs, path = url_to_fs(url)
-    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
-    if fs.isdir(path):
-        raise StoreError(f"{display_name(fs, path)} is a folder; choose the name of a file")
-    try:
-        fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        with fs.open(temporary, "wb") as file:
-            yield file
-        fs.mv(temporary, path)
-    except BaseException:
-        if fs.exists(temporary):
-            fs.rm(temporary)
-        raise
+    where = display_name(fs, path)
+    if path_type(fs, path) == "directory":
+        raise StoreError(f"{where} is a folder; choose the name of a file")
+    for leftover in leftovers(fs, path):
+        delete(fs, leftover)
+    with whole_file(fs, path, temporary_name(path), f"{where} cannot be written") as file:
+        yield file
 
 
 @contextlib.contextmanager
 def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
     """Yield an empty folder to write; it appears at `url` when the block ends, and not at all if it raises.
 
-    A folder of the same `kind` is replaced. Anything else at `url` is left alone. On an object store, which cannot
-    rename, the folder is copied to its name at the end.
+    A folder of the same `kind` is replaced. Anything else at `url` is left alone. What killed processes left beside it
+    is removed. An object store cannot rename: the folder is copied to its name at the end, its manifest last, and from
+    the first file copied until then, a folder that was there before is not whole.
 
     Raises
     ------
@@ -269,24 +309,58 @@ def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
         As `free_folder`.
     """
     target = free_folder(url, kind)
-    fs = target.fs
-    folder = target._replace(path=f"{target.path}.tmp-{uuid.uuid4().hex[:8]}")
-    old = target._replace(path=f"{folder.path}-old")
-    # A local rename does all or nothing; a move that fell back to copying could lose files half way.
-    move = os.rename if is_local(fs) else functools.partial(fs.mv, recursive=True)
+    _clean_up(target)
+    folder = target._replace(path=temporary_name(target.path))
     try:
-        fs.makedirs(folder.path, exist_ok=True)
+        if not is_object_store(folder.fs):
+            with explained(f"{target} cannot be written"):
+                folder.fs.makedirs(folder.path, exist_ok=True)
         yield folder
-        is_replaced = fs.exists(target.path)
+        folder.remove_temporary_files()
+        if is_local(folder.fs):
+            _rename(folder, target)
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            folder.delete()
+        raise
+    if not is_local(folder.fs):
+        _copy(folder, target, kind)
+
+
+def _clean_up(target: Folder) -> None:
+    """Remove what processes that are dead left beside a folder; put back what they had moved out of the way."""
+    for path in leftovers(target.fs, target.path):
+        if path.endswith("-old") and not target.exists():
+            with contextlib.suppress(OSError):  # another process was quicker
+                Path(path).rename(target.path)
+        delete(target.fs, path)
+
+
+def _rename(folder: Folder, target: Folder) -> None:
+    """Move a folder to its name. A rename does all or nothing; a move that fell back to copying could lose files."""
+    old = f"{folder.path}-old"
+    is_replaced = target.exists()
+    with explained(f"{target} cannot be replaced" if is_replaced else f"{target} cannot be written"):
         if is_replaced:
-            move(target.path, old.path)
+            Path(target.path).rename(old)
         try:
-            move(folder.path, target.path)
+            Path(folder.path).rename(target.path)
         except BaseException:
             if is_replaced:
-                move(old.path, target.path)
+                Path(old).rename(target.path)
             raise
-    except BaseException:
-        folder.delete()
-        raise
-    old.delete()
+        delete(target.fs, old)
+
+
+def _copy(folder: Folder, target: Folder, kind: Kind) -> None:
+    """Copy a folder to its name. Until its manifest comes, last, the one that is there says no more than the kind."""
+    fs = target.fs
+    target.write(kind.manifest, json.dumps({"kind": kind.name}).encode())
+    manifest, new_manifest = target.child(kind.manifest), folder.child(kind.manifest)
+    with explained(f"{target} cannot be written; what it was to become is whole in {folder}"):
+        if outdated := [path for path in fs.find(target.path) if path != manifest]:
+            fs.rm(outdated)
+        paths = [path for path in fs.find(folder.path) if path != new_manifest]
+        fs.copy(paths, [target.path + path[len(folder.path) :] for path in paths])
+        fs.cp_file(new_manifest, manifest)
+    folder.delete()

@@ -321,7 +321,9 @@ class _Watch:
         self.passed = now
         train_rmse = trainer.rmse(cost.train)
         assert train_rmse is not None
-        self.epochs.append(Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.rule.step_size(step), utilization))
+        self.epochs.append(
+            Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.rule.step_size(step), utilization)
+        )
         self.costs.append(cost.train)
         if self.say:
             trainer.log(self.epochs[-1], now - self.start)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from distmf.engine import Engine
 from distmf.errors import StoreError
-from distmf.store import Folder, one_line
+from distmf.filesystem import one_line
+from distmf.store import Folder
 
 MAX_NAMED = 5  # workers in a message
 FINGERPRINT_BYTES = 1 << 16

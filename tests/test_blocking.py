@@ -187,7 +187,7 @@ def test_block_ratings__leaves_other_folders_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("step", ["_scatter", "_merge_row_block", "_count_piece"])
+@pytest.mark.parametrize("step", ["_scatter_piece", "_merge_row_block", "_count_piece"])
 def test_block_ratings__keeps_the_old_blocks_when_it_fails(
     step: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
