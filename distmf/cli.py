@@ -25,6 +25,8 @@ from distmf.options import (
     Number,
     StepSize,
     block_options,
+    client_for,
+    cluster_options,
     column_options,
     given_options,
     output_options,
@@ -98,6 +100,7 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
 @rank_option
 @seed_option
 @threads_option
+@cluster_options
 @output_options
 def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Block ratings once, to train on them many times.
@@ -105,7 +108,9 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     RATINGS is Parquet: a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of one.
     """
     with reporting(as_json=as_json, quiet=quiet) as report:
-        block_ratings(ratings, blocks, **given_options(given))
+        given = given_options(given)
+        with client_for(given) as client:
+            block_ratings(ratings, blocks, client=client, **given)
         report(*describe(blocks))
 
 
@@ -121,26 +126,39 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
 @click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
 @seed_option
+@click.option("--checkpoint", metavar="FOLDER", help="Save progress here; a folder or URL that all workers see.")
+@click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
 @threads_option
+@cluster_options
 @block_options
 @output_options
-def train(ratings_or_blocks: str, model: str, threads: int | None, as_json: bool, quiet: bool, **given: Any) -> None:
+def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Train on ratings or blocks, and save the model.
 
     RATINGS_OR_BLOCKS is Parquet (a file, a folder, a glob or a URL), which is blocked in a temporary folder first, or
     what `distmf block` made. MODEL is a folder, or the URL of one; a model that is there is replaced. The options from
     --user to --duplicates are for raw ratings.
+
+    With --checkpoint and --resume, the same command line does for the first run and for every restart: whatever was
+    killed, the model is the same in the end.
     """
     given = given_options(given)
     names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
     mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
+    places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads")
+    names = (*places, "checkpoint", "checkpoint_every", "resume")
+    where = {name: given.pop(name) for name in names if name in given}
     with reporting(as_json=as_json, quiet=quiet) as report:
         free_folder(model, MODEL)  # an error now, not after the work
         if given and is_blocks(ratings_or_blocks):
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
+        if where.get("resume") and "checkpoint" not in where:
+            raise click.UsageError("--resume needs --checkpoint")
         try:
-            mf.fit(ratings_or_blocks, threads=threads, **given)
+            with client_for(where) as client:
+                mf.fit(ratings_or_blocks, client=client, **where, **given)
         except KeyboardInterrupt as interrupt:
             with contextlib.suppress(NotFittedError):
                 mf.save(model)

@@ -134,7 +134,7 @@ class ClusterEngine:
 
     def _results(self, futures: list[Future[Any]], on_done: OnDone | None) -> list[Any]:
         values: dict[Key, Any] = {}
-        completed = as_completed(futures)
+        completed = as_completed(futures, loop=self.client.loop)
         looked = seen_workers = time.monotonic()
         while len(values) < len(futures):
             batch = completed.next_batch(block=False)

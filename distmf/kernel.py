@@ -157,7 +157,7 @@ def measure_block(ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper:
 
     Parameters are those of `train_block`.
     """
-    rows, cols = (side._replace(biases=_read_only(side.biases)) for side in (rows, cols))
+    rows, cols = (FactorBlock(_aligned(side.factors), _read_only(side.biases)) for side in (rows, cols))
     return _pass(ratings, rows, cols, hyper, 0.0, 0, training=False)
 
 
@@ -181,6 +181,15 @@ def _pass(
         numbers = np.array([hyper.mean, 1 / hyper.scale, step_size, hyper.reg, hyper.bias_reg]).astype(np.float32)
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     return run(*arrays, tiles, *addresses, rows.biases, cols.biases, *numbers, np.uint64(seed))
+
+
+def _aligned(factors: Factors) -> Factors:
+    """Return factors that start on a cache line: what came from another process may not."""
+    if factors.ctypes.data % (4 * LANES) == 0:
+        return factors
+    copy = aligned_empty(*factors.shape)
+    copy[:] = factors
+    return copy
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -104,6 +104,24 @@ block_options = options(
         help="What to do with several ratings of an item by a user.  [default: keep]",
     ),
 )
+cluster_options = options(
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="Run on the Dask cluster of this scheduler: tcp://host:8786, tls://…, or a scheduler file.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Run on so many processes of this machine instead of threads."
+    ),
+    *(
+        click.option(f"--tls-{name}", metavar="FILE", help=f"{what} (PEM), for tls://… and --workers.")
+        for name, what in (
+            ("ca-file", "Certificate of the authority"),
+            ("cert", "Certificate of this process"),
+            ("key", "Its private key"),
+        )
+    ),
+)
 output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
@@ -112,7 +130,30 @@ output_options = options(
 
 def given_options(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given: the defaults of the others stand in the public interface, once."""
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+@contextlib.contextmanager
+def client_for(given: dict[str, Any]) -> Iterator[Any]:
+    """Take the `cluster_options` out of what was given, and yield a client of that cluster, or None for threads."""
+    scheduler, workers = given.pop("scheduler", None), given.pop("workers", None)
+    files = {name: given.pop(f"tls_{name}", None) for name in ("ca_file", "cert", "key")}
+    places = {"--scheduler": scheduler, "--workers": workers, "--threads": given.get("threads")}
+    if len(chosen := [flag for flag, value in places.items() if value is not None]) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} exclude one another: they say where to run")
+    missing = [f"--tls-{name.replace('_', '-')}" for name, file in files.items() if file is None]
+    if 0 < len(missing) < len(files):
+        raise click.UsageError(f"TLS needs all three files; {' and '.join(missing)} missing")
+    if scheduler is None and workers is None:
+        if not missing:
+            raise click.UsageError("the --tls options are for --scheduler and --workers")
+        yield None
+        return
+    from distmf import cluster  # noqa: PLC0415 (imports distributed, which takes a second)
+
+    tls = None if missing else cluster.Tls(**files)
+    with cluster.connect(scheduler, tls) if workers is None else cluster.local_cluster(workers, tls) as client:
+        yield client
 
 
 def say(text: str) -> None:
