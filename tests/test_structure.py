@@ -17,7 +17,7 @@ PACKAGE = Path(distmf.__file__).parent
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
 errors clock sizes progress cache process filesystem
-kernel store grid stepsize history
+kernel store lock grid stepsize history
 ids schedule ratings matrix
 blocks
 tiles engine
