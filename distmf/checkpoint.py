@@ -23,7 +23,7 @@ from distmf.graph import Cost, State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
 from distmf.stepsize import StepState
-from distmf.store import Folder, Kind, free_folder
+from distmf.store import TEMPORARY, Folder, Kind, free_folder
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +123,9 @@ class Checkpoint:
     def sweep(self) -> None:
         """Remove the files that nothing names; only when no task is under way."""
         place = self.folder.child(FACTORS)
-        if not self.folder.fs.isdir(place):
-            return
-        there = {posixpath.basename(path.rstrip("/")) for path in self.folder.fs.ls(place, detail=False)}
-        for directory in {f"{FACTORS}/{name}" for name in there} - _directories(self.records):
+        there = self.folder.fs.ls(place, detail=False) if self.folder.fs.isdir(place) else []
+        directories = {f"{FACTORS}/{posixpath.basename(path.rstrip('/'))}" for path in there}
+        for directory in {*directories, TEMPORARY} - _directories(self.records):
             self._remove(directory)
 
     def _write(self, records: list[dict[str, Any]]) -> None:
@@ -173,7 +172,10 @@ def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -
         checkpoint = Checkpoint(folder, lock, settings, records)
         checkpoint._write(records)
         checkpoint.sweep()
-        yield checkpoint
+        try:
+            yield checkpoint
+        finally:
+            checkpoint.sweep()
 
 
 @contextlib.contextmanager

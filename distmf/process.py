@@ -36,7 +36,7 @@ class Process(NamedTuple):
         host, boot = platform.node(), (PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = (PROC / "self/ns/pid").stat().st_ino
         machine = hashlib.blake2s(f"{host} {boot} {namespace}".encode(), digest_size=8).hexdigest()
-        return cls(host, machine, os.getpid(), _start(os.getpid()))
+        return cls(host, machine, os.getpid(), _start("self"))
 
     @property
     def tag(self) -> str:
@@ -69,7 +69,7 @@ class Process(NamedTuple):
 TAG = re.compile(r"[0-9a-f]{16}-\d+-\d+")
 
 
-def _start(pid: int) -> int:
+def _start(pid: int | str) -> int:
     """Return when a process was started; -1 if it has ended, and its parent has not asked for its exit code yet."""
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # a name may hold spaces and brackets
     return -1 if fields[0] in ("Z", "X") else int(fields[19])

@@ -128,8 +128,11 @@ class Folder(NamedTuple):
                         file.write(data)
                 else:
                     self.fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
+            except OSError as err:
+                # S3 says so when two requests to create the file meet.
+                if isinstance(err, FileExistsError) or "ConditionalRequestConflict" in str(err.__cause__):
+                    return False
+                raise
         return True
 
     def remove(self, name: str) -> None:
