@@ -25,7 +25,8 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
 from distmf.blocks import KIND, BlockEntry, Blocks, Layout, open_blocks, row_file, save_manifest
-from distmf.engine import Engine, Graph, open_engine
+from distmf.engine import Engine, Graph
+from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import Hashes, IdCounts, IdMap, hash_ids, mix, salt
@@ -34,7 +35,6 @@ from distmf.ratings import LARGEST, Batch, Columns, Piece, Ratings, open_ratings
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder
 from distmf.tiles import Duplicates, record_dtype, sort_part
-from distmf.visibility import check_storage
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def block_ratings(
     budget = parse_bytes(memory_per_task)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings = Settings(int(seed), float(holdout), duplicates)
-    with open_engine(client, threads) as engine, new_folder(path, KIND) as folder:
+    with new_folder(path, KIND) as folder, open_engine(client, threads) as engine:
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         counts = _count(engine, ratings, settings)
@@ -237,7 +237,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     ids = Ids.of_counts(counts, (pa.int64(), pa.int64()), settings)
     layout = _layout(counts, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
-    with open_engine(threads=1) as engine, new_folder(path, KIND) as folder:
+    with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
         _write_ids(folder, ids, counts)
         run, data = _sort_into_run(batch, settings, layout, ids, "runs/0", 0)
         folder.write(run.name, data)

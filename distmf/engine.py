@@ -140,14 +140,3 @@ class ThreadEngine:
 
         with Callback(posttask=posttask):  # type: ignore[no-untyped-call]
             return list(dask.threaded.get(graph.tasks, list(keys), pool=self._pool, num_workers=self.n_slots))
-
-
-def open_engine(client: Any = None, threads: int | None = None) -> Engine:
-    """Return the engine for a `distributed.Client`, or without one for threads of this process."""
-    if client is None:
-        return ThreadEngine(threads)
-    if threads is not None:
-        raise ValueError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
-    from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
-
-    return ClusterEngine(client)

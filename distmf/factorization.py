@@ -19,7 +19,8 @@ from distmf.blocking import block_matrix, block_ratings
 from distmf.blocks import KIND as BLOCKS
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.checkpoint import Checkpoint, open_checkpoint, temporary_folder
-from distmf.engine import Engine, open_engine
+from distmf.engine import Engine
+from distmf.engines import check_storage, open_engine
 from distmf.errors import NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
@@ -29,7 +30,6 @@ from distmf.model import KIND, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
-from distmf.visibility import check_storage
 
 
 class MatrixFactorization:

@@ -19,7 +19,6 @@ from distmf.errors import StoreError
 from distmf.kernel import FactorBlock, aligned_empty, padded_rank
 from distmf.store import Folder
 
-FIRST_FACTORS_STD = 0.1
 FLOAT_BYTES = 4
 
 

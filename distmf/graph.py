@@ -25,12 +25,14 @@ from dask.typing import Key
 from distmf import factors, kernel
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.engine import SGD_NAMES, Graph
-from distmf.factors import FIRST_FACTORS_STD, First, Source
+from distmf.factors import First, Source
 from distmf.grid import BlockKey
 from distmf.kernel import FactorBlock, Hyperparameters
 from distmf.schedule import strata
 from distmf.stepsize import StepRule, StepState
 from distmf.store import Folder
+
+FIRST_FACTORS_STD = 0.1
 
 
 class Cost(NamedTuple):
@@ -139,7 +141,7 @@ class Generation(NamedTuple):
 def first_state(training: Training) -> State:
     """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
     blocks = training.blocks
-    std = FIRST_FACTORS_STD if blocks.moments.std else 0.0
+    std = FIRST_FACTORS_STD if blocks.moments.std else 0.0  # nothing can be learned from ratings that are all the same
 
     def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
         parts = np.split(blocks.ids(name)["count"].to_numpy(), cuts[1:-1])

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from distmf import MatrixFactorization, always, graph, kernel, non_negative, not_nan
+from distmf import MatrixFactorization, always, factors, graph, kernel, non_negative, not_nan
 from distmf.errors import RatingsError
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, aligned_empty
 
@@ -148,11 +148,12 @@ def test_defect__factors_initialised_at_the_scale_of_the_mean(shift: float, monk
     MatrixFactorization(8, epochs=1).fit(MATRIX + shift)
     training, state = first[0]
     assert training.hyper.mean == pytest.approx(MATRIX.mean() + shift)
-    for side in (state.rows[0].rows, state.cols[0].side):
+    for source in (state.rows[0], state.cols[0]):
+        side = factors.fetch(source, None, training.rank)
         assert not side.biases.any()
-        factors = side.factors[:, :8]
-        assert np.abs(factors @ factors.T).max() < 0.5  # in standard deviations, not in means
-        assert factors.std() == pytest.approx(0.1, rel=0.5)
+        values = side.factors[:, :8]
+        assert np.abs(values @ values.T).max() < 0.5  # in standard deviations, not in means
+        assert values.std() == pytest.approx(0.1, rel=0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))

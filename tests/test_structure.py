@@ -18,7 +18,7 @@ PACKAGE = Path(distmf.__file__).parent
 LEVELS = """
 errors clock sizes progress cache process filesystem engine
 kernel store grid stepsize history cluster
-ids schedule ratings matrix factors lock visibility
+ids schedule ratings matrix factors lock engines
 blocks
 tiles
 blocking graph

@@ -1,17 +1,29 @@
-"""Checks that every worker sees the storage that a job is about to use. Knows nothing of what lies there."""
+"""Opens the engine of a job, and checks that its workers see the storage that the job is about to use."""
 
 import contextlib
 import uuid
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
-from distmf.engine import Engine
+from distmf.engine import Engine, ThreadEngine
 from distmf.errors import StoreError
 from distmf.filesystem import one_line
 from distmf.store import Folder
 
 MAX_NAMED = 5  # workers in a message
 FINGERPRINT_BYTES = 1 << 16
+
+
+def open_engine(client: Any = None, threads: int | None = None) -> Engine:
+    """Return the engine for a `distributed.Client`, or without one for threads of this process."""
+    if client is None:
+        return ThreadEngine(threads)
+    if threads is not None:
+        raise ValueError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
+    from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
+
+    return ClusterEngine(client)
 
 
 def check_storage(engine: Engine, writable: Folder, readable: dict[str, Folder]) -> None:
