@@ -15,6 +15,7 @@ import posixpath
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from distmf.errors import StoreError
@@ -186,6 +187,11 @@ def temporary_folder(beside: str) -> Iterator[Folder]:
         yield folder
     finally:
         folder.delete()
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Return whether there is a checkpoint at a path or URL."""
+    return bool(path) and Folder.at(path).is_a(KIND)
 
 
 def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, Any]) -> None:

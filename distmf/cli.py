@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import distmf
 from distmf.blocking import block_ratings
 from distmf.blocks import is_blocks, open_blocks
+from distmf.checkpoint import is_checkpoint
 from distmf.clock import STARTED
 from distmf.demo import run_demo
 from distmf.describe import describe
@@ -163,6 +164,12 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             with contextlib.suppress(NotFittedError):
                 mf.save(model)
                 raise KeyboardInterrupt(f"the model after epoch {len(mf.history_)} is saved in {model}") from interrupt
+            raise
+        except (DistMFError, OSError):
+            if is_checkpoint(where.get("checkpoint", "")):
+                click.echo(
+                    f"distmf: with --resume, training goes on from the checkpoint in {where['checkpoint']}", err=True
+                )
             raise
         mf.save(model)
         history = mf.history_

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 2  # of a task that raises: storage may be out of reach for a moment
 POLL_SECONDS = 0.005
-LOOK_SECONDS = 10.0  # between two looks at the workers
+LOOK_SECONDS = 5.0  # between two looks at the workers
+PAUSED_SECONDS = 20.0
 NO_WORKERS_SECONDS = 600.0
 CONNECT_SECONDS = 30
 
@@ -76,7 +77,7 @@ class ClusterEngine:
     @property
     def n_slots(self) -> int:
         """Threads of all workers that take tasks."""
-        return sum(worker["nthreads"] for worker in self._workers().values()) or 1
+        return sum(worker["nthreads"] for worker in self.workers().values()) or 1
 
     @property
     def _address(self) -> str:
@@ -85,12 +86,12 @@ class ClusterEngine:
     def owners(self, n_row_blocks: int) -> list[Hashable]:
         """Return the address of the worker that owns each row block."""
         self._wait_for_workers()
-        slots = [address for address, worker in self._workers().items() for _ in range(worker["nthreads"])]
+        slots = [address for address, worker in self.workers().items() for _ in range(worker["nthreads"])]
         return [slots[row * len(slots) // n_row_blocks] for row in range(n_row_blocks)]
 
     def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """Call a function in every worker; return what it returned or raised, by worker."""
-        workers = self._workers()
+        workers = self.workers()
         found = self.client.run(function, *args, workers=list(workers), on_error="return")
         return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
 
@@ -107,7 +108,7 @@ class ClusterEngine:
         futures: list[Future[Any]] = []
         try:
             futures = self._submit(graph, keys)
-            return self._results(futures, on_done)
+            return self._results(futures, on_done, _Lookout(self, graph))
         except KilledWorker as err:
             raise ClusterError(
                 f"{key_in_words(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
@@ -132,35 +133,25 @@ class ClusterEngine:
         whole = HighLevelGraph({"distmf": layer}, {"distmf": set()})
         return list(self.client.get(whole, list(keys), sync=False))
 
-    def _results(self, futures: list[Future[Any]], on_done: OnDone | None) -> list[Any]:
+    def _results(self, futures: list[Future[Any]], on_done: OnDone | None, lookout: "_Lookout") -> list[Any]:
         values: dict[Key, Any] = {}
         completed = as_completed(futures, loop=self.client.loop)
-        looked = seen_workers = time.monotonic()
         while len(values) < len(futures):
             batch = completed.next_batch(block=False)
             for future in batch:
                 values[future.key] = future.result()
                 if on_done is not None:
                     on_done(future.key, values[future.key])
-            if batch:
-                continue
-            time.sleep(POLL_SECONDS)
-            now = time.monotonic()
-            if now - looked > LOOK_SECONDS:
-                looked = now
-                if self._workers():
-                    seen_workers = now
-                elif now - seen_workers > NO_WORKERS_SECONDS:
-                    raise ClusterError(f"there has been no worker for {NO_WORKERS_SECONDS:.0f} s; start some")
-                else:
-                    logger.warning("all workers are gone; waiting for new ones")
+            if not batch:
+                time.sleep(POLL_SECONDS)
+                lookout.look()
         return [values[future.key] for future in futures]
 
-    def _workers(self) -> dict[str, Any]:
-        """Return the workers that take tasks, by address, in the order of their names."""
+    def workers(self, status: str = "running") -> dict[str, Any]:
+        """Return the workers of a status, by default those that take tasks, by address, in the order of their names."""
         workers = self.client.scheduler_info(n_workers=-1)["workers"].items()
-        running = [(address, worker) for address, worker in workers if worker["status"] == "running"]
-        return dict(sorted(running, key=lambda found: (len(str(found[1]["name"])), str(found[1]["name"]))))
+        found = [(address, worker) for address, worker in workers if worker["status"] == status]
+        return dict(sorted(found, key=lambda pair: (len(str(pair[1]["name"])), str(pair[1]["name"]))))
 
     def _check_versions(self) -> None:
         """Refuse a cluster with another distmf on it, or none; the scheduler needs it too, to read graphs."""
@@ -176,7 +167,7 @@ class ClusterEngine:
 
     def _wait_for_workers(self) -> None:
         start = said = time.monotonic()
-        while not self._workers():
+        while not self.workers():
             now = time.monotonic()
             if now - start > NO_WORKERS_SECONDS:
                 raise ClusterError(
@@ -199,6 +190,46 @@ class ClusterEngine:
 
 def _version() -> str:
     return version("distmf")
+
+
+class _Lookout:
+    """Looks at the workers while tasks are under way: some troubles of theirs no task ever reports."""
+
+    def __init__(self, engine: ClusterEngine, graph: Graph) -> None:
+        self.engine, self.tasks = engine, graph.tasks
+        self.looked = self.seen_workers = time.monotonic()
+        self.paused: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Look around, every few seconds.
+
+        Raises
+        ------
+        ClusterError
+            If there was no worker for long.
+        GraphLostError
+            If a worker is paused for long, as it is when its memory is full: it keeps the tasks that it has, and only
+            sending them again gets them elsewhere.
+        """
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
+        if self.engine.workers():
+            self.seen_workers = now
+        elif now - self.seen_workers > NO_WORKERS_SECONDS:
+            raise ClusterError(f"there has been no worker for {NO_WORKERS_SECONDS:.0f} s; start some")
+        else:
+            logger.warning("no worker takes tasks; waiting for one")
+        paused = self.engine.workers("paused")
+        self.paused = {address: self.paused.get(address, now) for address in paused}
+        for address, since in self.paused.items():
+            if now - since > PAUSED_SECONDS and self._has_tasks(address):
+                raise GraphLostError(f"worker {paused[address]['name']} ({address}) is paused, its memory is full")
+
+    def _has_tasks(self, address: str) -> bool:
+        keys = self.engine.client.processing(workers=[address]).get(address, ())
+        return any(key in self.tasks for key in keys)
 
 
 class _Lookup:

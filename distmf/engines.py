@@ -1,6 +1,7 @@
 """Opens the engine of a job, and checks that its workers see the storage that the job is about to use."""
 
 import contextlib
+import logging
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -9,8 +10,12 @@ from typing import Any
 from distmf.engine import Engine, ThreadEngine
 from distmf.errors import StoreError
 from distmf.filesystem import one_line
+from distmf.grid import Shape
 from distmf.store import Folder
 
+logger = logging.getLogger(__name__)
+
+BLOCKS_PER_SLOT = 2
 MAX_NAMED = 5  # workers in a message
 FINGERPRINT_BYTES = 1 << 16
 
@@ -24,6 +29,22 @@ def open_engine(client: Any = None, threads: int | None = None) -> Engine:
     from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
 
     return ClusterEngine(client)
+
+
+def check_grid(engine: Engine, shape: Shape) -> None:
+    """Warn if the grid is too coarse to keep all workers busy: each needs two row blocks, one to wait for a column."""
+    least, n_slots = min(shape), engine.n_slots
+    if engine.shares_memory or least >= BLOCKS_PER_SLOT * n_slots:
+        return
+    logger.warning(
+        "the grid of %d × %d blocks keeps the %d threads of the cluster busy %s; block again with a grid of at least "
+        "%d × %d (--grid), or use %s",
+        *shape,
+        n_slots,
+        f"only {least} at a time" if least < n_slots else "with waits in between",
+        *[BLOCKS_PER_SLOT * n_slots] * 2,
+        f"{max(1, least // BLOCKS_PER_SLOT)} workers of one thread",
+    )
 
 
 def check_storage(engine: Engine, writable: Folder, readable: dict[str, Folder]) -> None:

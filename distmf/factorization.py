@@ -20,7 +20,7 @@ from distmf.blocks import KIND as BLOCKS
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.checkpoint import Checkpoint, open_checkpoint, temporary_folder
 from distmf.engine import Engine
-from distmf.engines import check_storage, open_engine
+from distmf.engines import check_grid, check_storage, open_engine
 from distmf.errors import NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
@@ -185,6 +185,7 @@ class MatrixFactorization:
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
             blocks = stack.enter_context(self._blocks(ratings, is_set, client, threads, options))
+            check_grid(engine, blocks.shape)
             opened = stack.enter_context(self._checkpoint(blocks, engine, checkpoint, resume=resume))
             self._train(blocks, engine, opened, int(checkpoint_every))
         return self

@@ -1,0 +1,258 @@
+"""Training on worker processes through everything that happens to them: the same bits, and nothing lost."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, Worker, WorkerPlugin
+
+import distmf
+from distmf import MatrixFactorization, block_ratings, trainer
+from distmf.cluster import SETTINGS
+from distmf.errors import ClusterError, StoreError
+from tests.clusters import at_epoch, cluster, kill, worker_pids
+from tests.helpers import files, random_ratings, write
+
+EPOCHS = 15
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
+    folder = tmp_path_factory.mktemp("blocks")
+    source = write(folder / "r.parquet", random_ratings(40_000, 1000, 400))
+    return block_ratings(source, folder / "b", grid=(4, 4), holdout=0.1)
+
+
+@pytest.fixture(scope="module")
+def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    model().fit(blocks).save(folder / "m")
+    return files(folder / "m")
+
+
+@pytest.fixture
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with cluster(2, tmp_path_factory.mktemp("workers")) as client:
+        yield client
+
+
+def model() -> MatrixFactorization:
+    return MatrixFactorization(16, epochs=EPOCHS, tol=0)
+
+
+def saved(mf: MatrixFactorization, folder: Path) -> dict[str, bytes]:
+    mf.save(folder / "m")
+    return files(folder / "m")
+
+
+def beside(blocks: distmf.Blocks) -> list[str]:
+    return sorted(path.name for path in Path(blocks.path).parent.iterdir())
+
+
+def n_tasks(client: Client) -> int:
+    for _ in range(50):
+        n: int = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        if n == 0:
+            break
+        time.sleep(0.1)
+    return n
+
+
+def test_fit__gives_the_same_bits_and_leaves_nothing_behind(
+    client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert saved(model().fit(blocks, client=client), tmp_path) == expected
+    assert beside(blocks) == ["b", "r.parquet"]
+    assert n_tasks(client) == 0
+
+
+@pytest.mark.parametrize("n_killed", [1, 2])
+def test_fit__goes_on_when_workers_are_killed(
+    n_killed: int, client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    pids = worker_pids(client)[:n_killed]
+    with at_epoch(7, lambda: [kill(pid) for pid in pids]) as done:
+        mf = model().fit(blocks, client=client)
+    assert done
+    assert saved(mf, tmp_path) == expected
+    assert not set(pids) & set(worker_pids(client))
+
+
+def test_fit__gives_up_on_a_block_that_kills_every_worker(
+    blocks: distmf.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "distributed.scheduler.allowed-failures", 1)
+    (tmp_path / "workers").mkdir()
+    with cluster(2, tmp_path / "workers") as client:
+        client.register_plugin(DeadlyBlock(2, 3))
+        with pytest.raises(ClusterError, match=r"^block \(2, 3\) in epoch 1 ran on 2 workers that died"):
+            model().fit(blocks, client=client)
+        assert n_tasks(client) == 0
+    assert beside(blocks) == ["b", "r.parquet"]
+
+
+class DeadlyBlock(WorkerPlugin):
+    """Makes every worker die that visits one block."""
+
+    def __init__(self, row: int, col: int) -> None:
+        self.block = row, col
+
+    def setup(self, worker: Worker) -> None:
+        from distmf import blocks
+
+        original, deadly = blocks.Blocks.read, self.block
+
+        def read(self: distmf.Blocks, key: Any, part: Any) -> Any:
+            if tuple(key) == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, key, part)
+
+        blocks.Blocks.read = read  # type: ignore[method-assign]
+
+
+def test_fit__uses_a_worker_that_joins_late(blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    with cluster(1, tmp_path / "workers") as client:
+        assert client.cluster is not None
+
+        def join() -> None:
+            client.cluster.scale(2)
+            client.wait_for_workers(2)
+
+        with at_epoch(3, join) as done:
+            mf = model().fit(blocks, client=client)
+        assert done
+        executed = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert saved(mf, tmp_path) == expected
+    assert len(executed) == 2
+    assert min(executed.values()) > 4 * EPOCHS
+
+
+def test_fit__goes_on_when_a_worker_retires(
+    client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    address = next(iter(client.nthreads()))
+    with at_epoch(7, lambda: client.retire_workers([address])) as done:
+        mf = model().fit(blocks, client=client)
+    assert done
+    assert address not in client.nthreads()
+    assert saved(mf, tmp_path) == expected
+
+
+def test_fit__goes_on_when_a_worker_is_paused(
+    client: Client,
+    blocks: distmf.Blocks,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distmf.cluster.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("distmf.cluster.PAUSED_SECONDS", 1.0)
+    address = next(iter(client.nthreads()))
+
+    def pause() -> None:
+        # As if its memory were full: it takes no more tasks, and those that it was given stay with it.
+        client.run(lambda dask_worker: setattr(dask_worker.memory_manager, "memory_limit", 1), workers=[address])
+        while client.scheduler_info(n_workers=-1)["workers"][address]["status"] != "paused":
+            time.sleep(0.01)
+
+    with at_epoch(7, pause) as done:
+        mf = model().fit(blocks, client=client)
+    assert done
+    assert saved(mf, tmp_path) == expected
+    assert client.scheduler_info(n_workers=-1)["workers"][address]["status"] == "paused"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
+def test_fit__names_a_block_file_that_is_damaged_on_the_way_and_loses_nothing_else(
+    damage: str, client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    shutil.copytree(blocks.path, tmp_path / "b")
+    copy = distmf.open_blocks(tmp_path / "b")
+    file = tmp_path / "b" / "rows" / "00002.bin"
+    whole = file.read_bytes()
+
+    def harm() -> None:
+        file.unlink()
+        if damage != "missing":
+            file.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else whole[:-9] + b"x" + whole[-8:])
+        for pid in worker_pids(client):  # what they had in their caches is gone with them
+            kill(pid)
+
+    with at_epoch(7, harm) as done, pytest.raises(StoreError, match=r"rows/00002\.bin"):
+        model().fit(copy, client=client, checkpoint=tmp_path / "c")
+    assert done
+    file.write_bytes(whole)
+    mf = model().fit(copy, client=client, checkpoint=tmp_path / "c", resume=True)
+    assert saved(mf, tmp_path) == expected
+
+
+def test_fit__on_one_cluster_twice_at_once(
+    client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    foreign = client.submit(lambda x: x + 1, 1, key="of-somebody-else")
+    models = [model(), MatrixFactorization(8, epochs=5)]
+    threads = [threading.Thread(target=mf.fit, args=[blocks], kwargs={"client": client}) for mf in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert saved(models[0], tmp_path) == expected
+    assert len(models[1].history_) == 5
+    assert foreign.result() == 2
+    del foreign
+    assert n_tasks(client) == 0
+    assert beside(blocks) == ["b", "r.parquet"]
+
+
+def test_fit__keeps_the_scheduler_small_over_200_epochs(client: Client, blocks: distmf.Blocks) -> None:
+    assert client.cluster is not None
+    scheduler = client.cluster.scheduler
+    seen: list[tuple[int, int, int]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("epoch"):
+                seen.append((len(scheduler.tasks), len(scheduler.task_groups), len(scheduler.task_prefixes)))
+
+    handler, logger = Handler(), logging.getLogger("distmf.trainer")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        MatrixFactorization(4, epochs=200, tol=0).fit(blocks, client=client)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert len(seen) == 200
+    # Of a generation of 5 epochs of 4 × 4 blocks, with columns, saves and sums.
+    most = [max(column) for column in zip(*seen, strict=True)]
+    assert most[0] < 2 * trainer.EPOCHS_PER_GENERATION * (2 * 16 + 16)
+    assert most[1] < 40
+    assert most[2] < 40
+    assert n_tasks(client) == 0
+
+
+def test_fit__warns_when_the_grid_is_too_coarse(
+    client: Client, blocks: distmf.Blocks, caplog: pytest.LogCaptureFixture
+) -> None:
+    MatrixFactorization(2, epochs=1).fit(blocks, client=client)
+    assert "the grid" not in caplog.text  # 4 × 4 is enough for two
+    coarse = block_ratings(Path(blocks.path).parent / "r.parquet", Path(blocks.path).parent / "coarse", grid=(4, 2))
+    MatrixFactorization(2, epochs=1).fit(coarse, client=client)
+    assert "the grid of 4 × 2 blocks keeps the 2 threads of the cluster busy with waits in between" in caplog.text
+    assert "block again with a grid of at least 4 × 4 (--grid), or use 1 workers of one thread" in caplog.text
+    shutil.rmtree(coarse.path)
+
+
+def test_fit__takes_a_client_or_threads(client: Client, blocks: distmf.Blocks) -> None:
+    with pytest.raises(ValueError, match="threads is 2, but the client's workers have threads of their own"):
+        model().fit(blocks, client=client, threads=2)
+    with pytest.raises(ValueError, match="a matrix is trained on in threads of this process"):
+        model().fit([[1, 2], [3, 4]], client=client)  # type: ignore[arg-type]
