@@ -42,10 +42,13 @@ def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
 KIND = Kind("thing", 1, "manifest.json", ("t.parquet",), r"rows/\d")
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     """Give a folder that is not there yet."""
-    found = Folder.at(tmp_path / "f" if request.param == "local" else "memory://new/f")
+    if request.param == "s3":
+        found = Folder.at(f"{request.getfixturevalue('s3')}/f")
+    else:
+        found = Folder.at(tmp_path / "f" if request.param == "local" else "memory://new/f")
     yield found
     found.delete()
 
@@ -178,7 +181,6 @@ def test_folder__can_be_sent_to_another_process(folder: Folder) -> None:
 
 
 def test_folder__keeps_no_listings() -> None:
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'distmf[s3]'")
     assert Folder.at("s3://bucket/x").fs.dircache.use_listings_cache is False
 
 
@@ -197,26 +199,21 @@ def number_in(url: str | Path) -> int:
     return int(manifest["number"])
 
 
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(where: str, tmp_path: Path) -> None:
-    url = str(tmp_path / "folder") if where == "local" else "memory://new/folder"
-    fs, path = url_to_fs(url)
-    try:
-        for number in (1, 2):
-            make(url, number)
-            assert number_in(url) == number
+def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(folder: Folder) -> None:
+    url = str(folder)
+    for number in (1, 2):
+        make(url, number)
+        assert number_in(url) == number
 
-        def fail() -> None:
-            with new_folder(url, KIND) as folder:
-                folder.write("rows/1", b"y")
-                raise KeyboardInterrupt
+    def fail() -> None:
+        with new_folder(url, KIND) as new:
+            new.write("rows/1", b"y")
+            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            fail()
-        assert number_in(url) == 2
-        assert [name.rpartition("/")[2] for name in fs.ls(path.rpartition("/")[0], detail=False)] == ["folder"]
-    finally:
-        fs.rm(path, recursive=True)
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert number_in(url) == 2
+    assert [name.rpartition("/")[2] for name in folder.fs.ls(folder.path.rpartition("/")[0], detail=False)] == ["f"]
 
 
 @pytest.mark.parametrize("foreign", ["manifest", "other kind", "one file more", "one file below", "list"])
