@@ -141,10 +141,10 @@ class _File(io.RawIOBase):
 
 @contextlib.contextmanager
 def opened(fs: Any, path: str) -> Iterator[Any]:
-    """Yield a file to read bytes from."""
+    """Yield a file to read bytes from; from an object store every read is one request, for no more than is read."""
     what = f"{display_name(fs, path)} cannot be read"
     with explained(what):
-        file = fs.open(path, "rb")
+        file = fs.open(path, "rb", cache_type="none") if is_object_store(fs) else fs.open(path, "rb")
     with file:
         yield _File(file, what)
 
