@@ -209,7 +209,7 @@ class Stepped:
         return step
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(120))
 def test_acquire__is_won_by_one_in_any_order_of_operations(seed: int, tmp_path: Path) -> None:
     me, folder, draw = Process.current(), Folder.at(tmp_path), random.Random(seed)
     if draw.random() < 0.8:
@@ -235,6 +235,19 @@ def test_acquire__is_won_by_one_in_any_order_of_operations(seed: int, tmp_path: 
     winner.check()
     winner._release()
     assert files(tmp_path) == {}
+
+
+def test_driver_lock__refuses_a_second_driver_where_the_store_ignores_conditions(tmp_path: Path) -> None:
+    class Unconditional(Folder):
+        def write_new(self, name: str, data: bytes) -> bool:
+            self.write(name, data)
+            return True
+
+    folder = Unconditional.at(tmp_path)
+    with driver_lock(folder) as held:
+        with pytest.raises(StoreError, match="is in use"), driver_lock(folder):
+            pass
+        held.check()
 
 
 @pytest.mark.usefixtures("start")
