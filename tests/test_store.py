@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distmf import MatrixFactorization, block_ratings
+from distmf.checkpoint import KIND as CHECKPOINT
 from distmf.errors import StoreError
 from distmf.filesystem import temporary_name
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, Kind, free_folder, new_file, new_folder, url_to_fs
-from tests.helpers import files
+from tests.helpers import files, random_ratings, write
 
 
 def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -348,6 +351,31 @@ def test_folder__refuses_names_that_lead_out(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="leads out of the folder"):
             Folder.at(tmp_path).child(name)
     assert Folder.at(tmp_path).child("a/b") == str(tmp_path / "a" / "b")
+
+
+def test_resume__reads_nothing_outside_of_the_checkpoint(tmp_path: Path) -> None:
+    blocks = block_ratings(write(tmp_path / "r.parquet", random_ratings(500, 30, 20)), tmp_path / "blocks")
+    folder = Folder.at(tmp_path / "checkpoint")
+    MatrixFactorization(4, epochs=1).fit(blocks, checkpoint=folder.path)
+    shutil.copytree(tmp_path / "checkpoint" / "factors", tmp_path / "factors")
+    manifest = json.loads(json.dumps(folder.read_manifest(CHECKPOINT)).replace('"factors/', '"../factors/'))
+    content = {name: value for name, value in manifest.items() if name not in ("kind", "version", "checksums")}
+    folder.write_manifest(CHECKPOINT, content)
+    with pytest.raises(StoreError, match="checkpoint: neither of the two states can be read"):
+        MatrixFactorization(4, epochs=2).fit(blocks, checkpoint=folder.path, resume=True)
+    assert any((tmp_path / "factors").rglob("*.bin"))
+
+
+def test_free_folder__takes_what_a_killed_process_had_only_begun(tmp_path: Path) -> None:
+    for name in ("tmp/" + "0" * 32, "driver.json", f"tmp/probe-{'0' * 32}/driver"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert free_folder(tmp_path, KIND).path == str(tmp_path)
+    make(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match="exists and is not only thing"):
+        free_folder(tmp_path, KIND)
 
 
 def test_folder__refuses_links_that_lead_out(tmp_path: Path) -> None:
