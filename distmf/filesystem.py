@@ -21,6 +21,7 @@ from distmf.errors import DistMFError, StoreError
 from distmf.process import TAG, Process
 
 _WAYS_OUT = {
+    None: "check the network, the address of the object store and the credentials, and run it again",
     errno.ENOSPC: "free some space or choose another place, and run it again",
     errno.EDQUOT: "free some space or choose another place, and run it again",
     errno.EACCES: "you may not; check the rights, or the credentials of the object store",
@@ -81,7 +82,7 @@ def explained(what: str) -> Iterator[None]:
     except Exception as err:
         number = _number(err)
         reason = getattr(err, "strerror", None) or one_line(err) or type(err).__name__
-        way_out = _WAYS_OUT.get(number or 0, "check the disk, or the network and the credentials, and run it again")
+        way_out = _WAYS_OUT.get(number, "check the disk or the network, and run it again")
         raise StoreError(f"{what}: {reason}; {way_out}", number) from err
 
 
@@ -140,10 +141,10 @@ class _File(io.RawIOBase):
 
 @contextlib.contextmanager
 def opened(fs: Any, path: str) -> Iterator[Any]:
-    """Yield a file to read bytes from."""
+    """Yield a file to read bytes from; from an object store every read is one request, for no more than is read."""
     what = f"{display_name(fs, path)} cannot be read"
     with explained(what):
-        file = fs.open(path, "rb")
+        file = fs.open(path, "rb", cache_type="none") if is_object_store(fs) else fs.open(path, "rb")
     with file:
         yield _File(file, what)
 
@@ -196,7 +197,7 @@ def read_range(fs: Any, path: str, start: int, length: int) -> bytes:
     if length == 0:
         return b""
     try:
-        return bytes(fs.cat_file(path, start or None, None if length < 0 else start + length))
+        return bytes(fs.cat_file(path, start=start or None, end=None if length < 0 else start + length))
     except OSError:
         if length < 0 or fs.size(path) > start:
             raise

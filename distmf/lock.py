@@ -69,14 +69,12 @@ class DriverLock:
             )
 
     def _acquire(self) -> None:
-        while not self.folder.write_new(NAME, self._mine.to_json()):
-            holder = self._holder()
+        # It is read in any case, before and after it is written: some object stores do not know conditions.
+        while (holder := self._holder()) is None or holder.token != self._mine.token:
             if holder is None:
-                continue  # it was released meanwhile
-            if holder.token == self._mine.token:
-                return  # it was written, but the answer of the object store was lost
-            if self._is_dead(holder) and self._succeed(holder):
-                return
+                self.folder.write_new(NAME, self._mine.to_json())
+            elif self._is_dead(holder):
+                self._succeed(holder)
 
     def _is_dead(self, holder: _Holder) -> bool:
         """Return whether a holder is dead, or False if it is another one by now; refuse if it is alive."""
@@ -100,8 +98,8 @@ class DriverLock:
             )
         return True
 
-    def _succeed(self, holder: _Holder) -> bool:
-        """Claim the succession of a dead holder and return whether this process has it."""
+    def _succeed(self, holder: _Holder) -> None:
+        """Claim the succession of a dead holder; whoever has it writes itself into the file."""
         claim = _claim(holder.token)
         is_written = self.folder.write_new(claim, self._mine.to_json())
         is_mine = self._is_held()
@@ -109,7 +107,6 @@ class DriverLock:
             self.folder.write(NAME, self._mine.to_json())
         if is_mine or is_written:
             self.folder.remove(claim)
-        return is_mine
 
     def _holder(self) -> _Holder | None:
         """Return who holds the folder: whom the file names, or who claimed its succession, and so on."""

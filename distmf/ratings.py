@@ -24,6 +24,7 @@ from distmf.filesystem import display_name, explained, is_local, one_line, opene
 
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
+REMOTE_BUFFER_BYTES = 1 << 23  # a request takes longer
 MAGIC = b"PAR1"
 LARGEST = 1e30  # beyond it, predictions would not fit into float32
 
@@ -197,7 +198,9 @@ def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; on a local disk without Python in between."""
     with contextlib.nullcontext(path) if is_local(fs) else opened(fs, path) as file:
         try:
-            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+            # Not with pre_buffer, which reads all of a row group at once.
+            size = BUFFER_BYTES if is_local(fs) else REMOTE_BUFFER_BYTES
+            parquet = pq.ParquetFile(file, buffer_size=size, pre_buffer=False)
         except FileNotFoundError as err:
             raise RatingsError(
                 f"{display_name(fs, path)}: the file is gone; were the ratings changed meanwhile?"

@@ -40,7 +40,8 @@ from distmf.filesystem import (
 CHUNK_BYTES = 1 << 24
 MISSING = errno.ENOENT, errno.ENOTDIR
 TEMPORARY = "tmp"  # where files of a folder are written until they are complete
-TRANSIENT = rf"{TEMPORARY}/[0-9a-f]{{32}}|driver\.json"  # in a folder that somebody began to write and did not get far
+# What a killed process may leave in a folder that it had begun to write.
+TRANSIENT = rf"{TEMPORARY}/(probe-)?[0-9a-f]{{32}}(/.*)?|driver\.json"
 
 
 class Kind(NamedTuple):
@@ -276,12 +277,10 @@ def _check_replaceable(folder: Folder, kind: Kind) -> None:
     fs = folder.fs
     with explained(f"{folder} cannot be listed"):
         names = [path[len(folder.path) :].lstrip("/") for path in fs.find(folder.path)]
-        is_empty = not names and fs.isdir(folder.path) and not fs.ls(folder.path, detail=False)
-    others = rf"{TRANSIENT}|{kind.others}"
+    names = [name for name in names if not re.fullmatch(TRANSIENT, name)]
     expected = {kind.manifest, *kind.tables}
-    is_ours = all(name in expected or re.fullmatch(others, name) for name in names) and folder.is_a(kind)
-    is_begun = all(re.fullmatch(TRANSIENT, name) for name in names)
-    if not is_empty and not is_ours and not is_begun:
+    is_ours = all(name in expected or re.fullmatch(kind.others, name) for name in names) and folder.is_a(kind)
+    if names and not is_ours:
         raise StoreError(f"{folder} exists and is not only {kind.name}; choose another path, or remove it yourself")
 
 

@@ -4,13 +4,13 @@ import contextlib
 import json
 import random
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +61,12 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
             process.kill()
 
 
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """Give a folder on a disk and one on an object store."""
+    return Folder.at(tmp_path if request.param == "local" else f"{request.getfixturevalue('s3')}/checkpoint")
+
+
 def tell(process: subprocess.Popen[str]) -> None:
     assert process.stdin
     process.stdin.write("\n")
@@ -78,37 +84,43 @@ def take(process: subprocess.Popen[str]) -> str:
     return hear(process)
 
 
-def holder(path: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((path / NAME).read_text())
+def content(folder: Folder) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(folder.read(NAME))
     return found
 
 
-def left_by(path: Path, process: Process) -> None:
-    with driver_lock(Folder.at(path)):
-        content = (path / NAME).read_text()
-    (path / NAME).write_text(json.dumps({**json.loads(content), "process": process._asdict()}))
+def names(folder: Folder) -> list[str]:
+    return [path[len(folder.path) + 1 :] for path in folder.fs.find(folder.path)]
 
 
-def test_driver_lock__refuses_a_second_driver_until_the_first_has_ended(tmp_path: Path, start: Start) -> None:
-    first = start(tmp_path)
+def leave(folder: Folder, process: Process) -> str:
+    """Write the lock that a process left which was killed; return its token."""
+    with driver_lock(folder):
+        left = {**content(folder), "process": process._asdict()}
+    folder.write(NAME, json.dumps(left).encode())
+    return str(left["token"])
+
+
+def test_driver_lock__refuses_a_second_driver_until_the_first_has_ended(folder: Folder, start: Start) -> None:
+    first = start(folder)
     assert take(first) == "held"
-    message = rf"{tmp_path} is in use: process {first.pid} on \S+, since 20..-.*; wait until it has ended, stop it, or"
-    with pytest.raises(StoreError, match=message), driver_lock(Folder.at(tmp_path)):
+    message = rf"{folder} is in use: process {first.pid} on \S+, since 20..-.*; wait until it has ended, stop it, or"
+    with pytest.raises(StoreError, match=message), driver_lock(folder):
         pass
     tell(first)
     assert first.wait(timeout=10) == 0
-    assert not (tmp_path / NAME).exists()
-    with driver_lock(Folder.at(tmp_path)) as held:
+    assert names(folder) == []
+    with driver_lock(folder) as held:
         held.check()
-        assert take(start(tmp_path)).startswith("refused")
-    assert not (tmp_path / NAME).exists()
+        assert take(start(folder)).startswith("refused")
+    assert names(folder) == []
 
 
 @pytest.mark.parametrize("is_reaped", [True, False], ids=["gone", "zombie"])
 def test_driver_lock__goes_on_at_once_after_a_killed_driver(
-    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture, is_reaped: bool
+    folder: Folder, start: Start, caplog: pytest.LogCaptureFixture, is_reaped: bool
 ) -> None:
-    first = start(tmp_path)
+    first = start(folder)
     assert take(first) == "held"
     first.kill()
     if is_reaped:
@@ -116,17 +128,17 @@ def test_driver_lock__goes_on_at_once_after_a_killed_driver(
     else:
         hear(first)  # the end of its output
         time.sleep(0.1)
-    assert (tmp_path / NAME).exists()
-    caplog.set_level("INFO")
-    with driver_lock(Folder.at(tmp_path)) as held:
+    assert NAME in names(folder)
+    caplog.set_level("INFO", "distmf")
+    with driver_lock(folder) as held:
         held.check()
     assert caplog.messages == []
 
 
-def test_driver_lock__knows_a_pid_that_is_used_again(tmp_path: Path, start: Start) -> None:
+def test_driver_lock__knows_a_pid_that_is_used_again(folder: Folder) -> None:
     me = Process.current()
-    left_by(tmp_path, me._replace(start=me.start - 1))
-    with driver_lock(Folder.at(tmp_path)) as held:
+    leave(folder, me._replace(start=me.start - 1))
+    with driver_lock(folder) as held:
         held.check()
 
 
@@ -137,8 +149,8 @@ def test_driver_lock__watches_a_driver_on_another_machine(
         pytest.skip("no namespace of processes can be made here")
     far = start(tmp_path, NAMESPACE)
     assert take(far) == "held"
-    assert holder(tmp_path)["process"]["machine"] != Process.current().machine  # type: ignore[index]
-    caplog.set_level("INFO")
+    assert content(Folder.at(tmp_path))["process"]["machine"] != Process.current().machine
+    caplog.set_level("INFO", "distmf")
     with pytest.raises(StoreError, match="is in use"), driver_lock(Folder.at(tmp_path)):
         pass
     far.kill()  # and all in its namespace
@@ -151,35 +163,33 @@ def test_driver_lock__watches_a_driver_on_another_machine(
     assert gives_up.endswith("gave no sign of life; taking over")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"process": 1}'])
-def test_driver_lock__takes_over_a_file_that_was_not_completed(tmp_path: Path, start: Start, content: str) -> None:
-    (tmp_path / NAME).write_text(content)
+@pytest.mark.parametrize("written", ["", "{}", "[1]", '{"process": 1}'])
+@pytest.mark.usefixtures("start")
+def test_driver_lock__takes_over_a_file_that_was_not_completed(tmp_path: Path, written: str) -> None:
+    (tmp_path / NAME).write_text(written)
     with driver_lock(Folder.at(tmp_path)) as held:
         held.check()
     assert not (tmp_path / NAME).exists()
 
 
-@pytest.mark.parametrize("times", range(3))
-def test_driver_lock__is_taken_over_by_one_of_many(tmp_path: Path, start: Start, times: int) -> None:
+@pytest.mark.parametrize("n_dead", [0, 2])
+def test_driver_lock__is_taken_over_by_one_of_many(folder: Folder, start: Start, n_dead: int) -> None:
     me = Process.current()
-    if times:
-        left_by(tmp_path, me._replace(start=me.start - 1))
-    if times == 2:  # the first that took over was killed before it had written itself into the file
-        left_by(tmp_path / "other", me._replace(start=me.start - 2))
-        claim = tmp_path / "tmp" / str(holder(tmp_path)["token"])
-        claim.parent.mkdir(exist_ok=True)
-        shutil.move(tmp_path / "other" / NAME, claim)
-    processes = [start(tmp_path) for _ in range(4)]
-    assert [hear(process) for process in processes] == ["ready"] * 4
+    dead = me._replace(start=me.start - 1)
+    if n_dead == 2:  # the second was killed when it had claimed the succession of the first
+        claim = json.dumps({"process": dead._asdict(), "token": "f" * 32, "since": "", "beat": 0})
+        folder.write(f"tmp/{leave(folder, dead)}", claim.encode())
+    processes = [start(folder) for _ in range(3)]
+    assert [hear(process) for process in processes] == ["ready"] * 3
     for process in processes:
         tell(process)
     said = [hear(process) for process in processes]
-    winner = said.index("held")
-    assert all(line.startswith(f"refused {tmp_path} is in use: process") for line in said if line != "held"), said
     assert said.count("held") == 1
-    assert holder(tmp_path)["process"]["pid"] == processes[winner].pid  # type: ignore[index]
-    tell(processes[winner])
-    assert hear(processes[winner]) == ""  # its check found nothing
+    assert all(line.startswith(f"refused {folder} is in use: process") for line in said if line != "held"), said
+    winner = processes[said.index("held")]
+    assert content(folder)["process"]["pid"] == winner.pid
+    tell(winner)
+    assert hear(winner) == ""  # its check found nothing
 
 
 class Stepped:
@@ -199,11 +209,11 @@ class Stepped:
         return step
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(120))
 def test_acquire__is_won_by_one_in_any_order_of_operations(seed: int, tmp_path: Path) -> None:
     me, folder, draw = Process.current(), Folder.at(tmp_path), random.Random(seed)
     if draw.random() < 0.8:
-        left_by(tmp_path, me._replace(start=me.start - 1))
+        leave(folder, me._replace(start=me.start - 1))
     won: list[DriverLock] = []
     steps, threads = [Stepped(folder) for _ in range(3)], []
 
@@ -227,22 +237,37 @@ def test_acquire__is_won_by_one_in_any_order_of_operations(seed: int, tmp_path: 
     assert files(tmp_path) == {}
 
 
-def test_check__finds_that_another_driver_took_over(tmp_path: Path, start: Start) -> None:
-    with driver_lock(Folder.at(tmp_path)) as held:
-        theirs = {**holder(tmp_path), "token": "f" * 32}
-        (tmp_path / NAME).write_text(json.dumps(theirs))
+def test_driver_lock__refuses_a_second_driver_where_the_store_ignores_conditions(tmp_path: Path) -> None:
+    class Unconditional(Folder):
+        def write_new(self, name: str, data: bytes) -> bool:
+            self.write(name, data)
+            return True
+
+    folder = Unconditional.at(tmp_path)
+    with driver_lock(folder) as held:
+        with pytest.raises(StoreError, match="is in use"), driver_lock(folder):
+            pass
+        held.check()
+
+
+@pytest.mark.usefixtures("start")
+def test_check__finds_that_another_driver_took_over(folder: Folder) -> None:
+    with driver_lock(folder) as held:
+        theirs = {**content(folder), "token": "f" * 32}
+        folder.write(NAME, json.dumps(theirs).encode())
         with pytest.raises(StoreError, match="another driver took over.*: process .*; that one goes on, this one ends"):
             held.check()
         time.sleep(0.3)
-    assert holder(tmp_path) == theirs
-    (tmp_path / NAME).unlink()
-    with driver_lock(Folder.at(tmp_path)) as held:
-        (tmp_path / NAME).unlink()
+    assert content(folder) == theirs
+    folder.remove(NAME)
+    with driver_lock(folder) as held:
+        folder.remove(NAME)
         with pytest.raises(StoreError, match="somebody removed driver.json"):
             held.check()
 
 
-def test_beat__goes_on_until_the_end(start: Start) -> None:
+@pytest.mark.usefixtures("start")
+def test_beat__goes_on_until_the_end() -> None:
     folder = Folder.at("memory://driver")
     with driver_lock(folder):
         beats = []

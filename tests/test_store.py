@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distmf import MatrixFactorization, block_ratings
+from distmf.checkpoint import KIND as CHECKPOINT
 from distmf.errors import StoreError
 from distmf.filesystem import temporary_name
-from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, Kind, free_folder, new_file, new_folder, url_to_fs
-from tests.helpers import files
+from tests.helpers import files, random_ratings, write
 
 
 def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -42,10 +44,13 @@ def test_new_file__appears_when_it_is_complete(tmp_path: Path) -> None:
 KIND = Kind("thing", 1, "manifest.json", ("t.parquet",), r"rows/\d")
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     """Give a folder that is not there yet."""
-    found = Folder.at(tmp_path / "f" if request.param == "local" else "memory://new/f")
+    if request.param == "s3":
+        found = Folder.at(f"{request.getfixturevalue('s3')}/f")
+    else:
+        found = Folder.at(tmp_path / "f" if request.param == "local" else "memory://new/f")
     yield found
     found.delete()
 
@@ -178,7 +183,6 @@ def test_folder__can_be_sent_to_another_process(folder: Folder) -> None:
 
 
 def test_folder__keeps_no_listings() -> None:
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'distmf[s3]'")
     assert Folder.at("s3://bucket/x").fs.dircache.use_listings_cache is False
 
 
@@ -197,26 +201,21 @@ def number_in(url: str | Path) -> int:
     return int(manifest["number"])
 
 
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(where: str, tmp_path: Path) -> None:
-    url = str(tmp_path / "folder") if where == "local" else "memory://new/folder"
-    fs, path = url_to_fs(url)
-    try:
-        for number in (1, 2):
-            make(url, number)
-            assert number_in(url) == number
+def test_new_folder__replaces_its_own_kind_and_keeps_it_when_it_fails(folder: Folder) -> None:
+    url = str(folder)
+    for number in (1, 2):
+        make(url, number)
+        assert number_in(url) == number
 
-        def fail() -> None:
-            with new_folder(url, KIND) as folder:
-                folder.write("rows/1", b"y")
-                raise KeyboardInterrupt
+    def fail() -> None:
+        with new_folder(url, KIND) as new:
+            new.write("rows/1", b"y")
+            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            fail()
-        assert number_in(url) == 2
-        assert [name.rpartition("/")[2] for name in fs.ls(path.rpartition("/")[0], detail=False)] == ["folder"]
-    finally:
-        fs.rm(path, recursive=True)
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert number_in(url) == 2
+    assert [name.rpartition("/")[2] for name in folder.fs.ls(folder.path.rpartition("/")[0], detail=False)] == ["f"]
 
 
 @pytest.mark.parametrize("foreign", ["manifest", "other kind", "one file more", "one file below", "list"])
@@ -353,6 +352,31 @@ def test_folder__refuses_names_that_lead_out(tmp_path: Path) -> None:
     assert Folder.at(tmp_path).child("a/b") == str(tmp_path / "a" / "b")
 
 
+def test_resume__reads_nothing_outside_of_the_checkpoint(tmp_path: Path) -> None:
+    blocks = block_ratings(write(tmp_path / "r.parquet", random_ratings(500, 30, 20)), tmp_path / "blocks")
+    folder = Folder.at(tmp_path / "checkpoint")
+    MatrixFactorization(4, epochs=1).fit(blocks, checkpoint=folder.path)
+    shutil.copytree(tmp_path / "checkpoint" / "factors", tmp_path / "factors")
+    manifest = json.loads(json.dumps(folder.read_manifest(CHECKPOINT)).replace('"factors/', '"../factors/'))
+    content = {name: value for name, value in manifest.items() if name not in ("kind", "version", "checksums")}
+    folder.write_manifest(CHECKPOINT, content)
+    with pytest.raises(StoreError, match="checkpoint: neither of the two states can be read"):
+        MatrixFactorization(4, epochs=2).fit(blocks, checkpoint=folder.path, resume=True)
+    assert any((tmp_path / "factors").rglob("*.bin"))
+
+
+def test_free_folder__takes_what_a_killed_process_had_only_begun(tmp_path: Path) -> None:
+    for name in ("tmp/" + "0" * 32, "driver.json", f"tmp/probe-{'0' * 32}/driver"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert free_folder(tmp_path, KIND).path == str(tmp_path)
+    make(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match="exists and is not only thing"):
+        free_folder(tmp_path, KIND)
+
+
 def test_folder__refuses_links_that_lead_out(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "f" / "rows").mkdir(parents=True)
@@ -369,27 +393,3 @@ def test_folder__refuses_links_that_lead_out(tmp_path: Path) -> None:
                 folder.write(name, b"")
         assert folder.read("inside/0") == b"y"
     assert (tmp_path / "secret").read_text() == "x"
-
-
-@pytest.mark.parametrize(
-    ("text", "n_bytes"),
-    [("1 GiB", 2**30), ("500MB", 500_000_000), ("2g", 2**31), ("1.5 KiB", 1536), (12, 12), ("7", 7), ("1TiB", 2**40)],
-)
-def test_parse_bytes(text: str | int, n_bytes: int) -> None:
-    assert parse_bytes(text) == n_bytes
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "1 XB", "-1", 0, "1.2.3", "0.1", "nan", None])
-def test_parse_bytes__refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="is not an amount of memory; write for example '1 GiB'"):
-        parse_bytes(text)
-
-
-def test_format_bytes__reads_well() -> None:
-    assert [format_bytes(n) for n in (0, 999, 1536, 2**30, 5 * 2**40)] == [
-        "0 B",
-        "999 B",
-        "1.5 KiB",
-        "1.0 GiB",
-        "5.0 TiB",
-    ]
