@@ -306,14 +306,14 @@ def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
     protocol = "tls://" if tls else "tcp://"
     with (
         tempfile.TemporaryDirectory(prefix="distmf-workers-") as folder,
-        dask.config.set(SETTINGS),
+        dask.config.set({**SETTINGS, "temporary-directory": folder}),
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
             host="127.0.0.1",
             protocol=protocol,
             security=security,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None is port 8787, with a warning if it is taken
             local_directory=folder,
             silence_logs=logging.ERROR,
         ) as cluster,
