@@ -38,6 +38,7 @@ from distmf.options import (
     seed_option,
     threads_option,
 )
+from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
 from distmf.store import free_folder, new_file
@@ -278,3 +279,6 @@ def inspect(path: str, as_json: bool, quiet: bool) -> None:
     """
     with reporting(as_json=as_json, quiet=quiet) as report:
         report(*describe(path))
+
+
+main.add_command(plan)

@@ -32,6 +32,11 @@ class BlockKey(NamedTuple):
     col: int
 
 
+def bytes_per_line(rank: int) -> int:
+    """Return the bytes of the factors and the bias of a user or an item."""
+    return 4 * (math.ceil(rank / LANES) * LANES + 1)
+
+
 def projected_bytes(n_ratings: int, n_rows: int, n_cols: int, rank: int) -> int:
     """Return the memory that one SGD task needs for its data.
 
@@ -50,8 +55,7 @@ def projected_bytes(n_ratings: int, n_rows: int, n_cols: int, rank: int) -> int:
         Bytes held at once, without the interpreter and its libraries: the factors and biases that come in, their copies
         that go out, and the ratings.
     """
-    floats_per_row = math.ceil(rank / LANES) * LANES + 1
-    return 2 * 4 * floats_per_row * (n_rows + n_cols) + BYTES_PER_RATING * n_ratings
+    return 2 * bytes_per_line(rank) * (n_rows + n_cols) + BYTES_PER_RATING * n_ratings
 
 
 def choose_shape(n_users: int, n_items: int, n_ratings: int, rank: int, memory_per_task: int) -> Shape:

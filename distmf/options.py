@@ -5,13 +5,14 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import click
 from rich.console import Console
 
 from distmf.kernel import MAX_RANK
-from distmf.sizes import parse_bytes
+from distmf.sizes import parse_bytes, parse_rate
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -25,6 +26,36 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
             return parse_bytes(value)
         except ValueError as err:
             self.fail(str(err), param, ctx)
+
+
+class Rate(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Bits or bytes per second."""
+
+    name = "RATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it in bytes per second."""
+        try:
+            return value if isinstance(value, float) else parse_rate(value)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A whole number from 1 on, also as people write large ones: 1e11."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            number = Decimal(str(value))
+            is_count = number == number.to_integral_value() and 1 <= number < 2**63
+        except ArithmeticError:  # not a number, or NaN
+            is_count = False
+        if not is_count:
+            self.fail(f"{value!r} is not a whole number from 1 on; write for example 1e9 or 250000", param, ctx)
+        return int(number)
 
 
 class Number(click.FloatRange):

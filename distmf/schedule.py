@@ -1,5 +1,7 @@
 """Number of an epoch, seed -> its strata: which blocks each sub-epoch visits. Pure: no files, no Dask."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from distmf.grid import BlockKey, Shape
@@ -32,15 +34,15 @@ def strata(shape: Shape, epoch: int, seed: int) -> list[list[BlockKey]]:
     .. [2] F. Makari, C. Teflioudi, R. Gemulla, P. Haas, Y. Sismanis, "Shared-Memory and Shared-Nothing Stochastic
        Gradient Descent Algorithms for Matrix Completion", KAIS 2013: random order without replacement.
     """
+    return list(subepochs(shape, epoch, seed))
+
+
+def subepochs(shape: Shape, epoch: int, seed: int) -> Iterator[list[BlockKey]]:
+    """Yield the strata of one epoch, for grids of so many blocks that one does not want to see them all."""
     rng = np.random.default_rng([seed, epoch])
     size = max(shape)
-    order = rng.permutation(size)
-    direction = rng.choice([-1, 1])
-    return [
-        [
-            BlockKey(row, int(order[(direction * row + subepoch) % size]))
-            for row in range(shape.rows)
-            if order[(direction * row + subepoch) % size] < shape.cols
-        ]
-        for subepoch in range(size)
-    ]
+    order = rng.permutation(size).tolist()
+    direction = int(rng.choice([-1, 1]))
+    for subepoch in range(size):
+        cols = (order[(direction * row + subepoch) % size] for row in range(shape.rows))
+        yield [BlockKey(row, col) for row, col in enumerate(cols) if col < shape.cols]

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them -> bytes, and back."""
+"""Amounts of memory and rates as people write them -> bytes and bytes per second, and back."""
 
 import re
 
@@ -7,6 +7,8 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("", 1024), ("b", 1000), ("ib", 1024))
 }
+
+_BITS = {f"{prefix}bit": 1000**power / 8 for power, prefix in enumerate(("", "k", "m", "g", "t"))}
 
 
 def parse_bytes(size: int | str) -> int:
@@ -46,3 +48,44 @@ def format_bytes(n_bytes: int) -> str:
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def parse_rate(rate: str) -> float:
+    """Return bytes per second, given as bits or bytes such as ``"10Gbit"``, ``"1.2 GB/s"`` or ``"500MiB"``.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive or not a rate, or if b could mean bits as well as bytes.
+
+    Examples
+    --------
+    >>> parse_rate("10Gbit"), parse_rate("1.2 GB/s")
+    (1250000000.0, 1200000000.0)
+    """
+    amount, _, per = str(rate).partition("/")
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]+)\s*", amount)
+    unit = match[2] if match else ""
+    is_clear = unit.lower() in _BITS or unit.endswith("B")
+    factor = _BITS.get(unit.lower()) or _UNITS.get(unit.lower(), 0)
+    try:
+        bytes_per_second = float(match[1]) * factor if match and is_clear and per.strip() in ("", "s") else 0.0
+    except ValueError:
+        bytes_per_second = 0.0
+    if bytes_per_second <= 0:
+        raise ValueError(f"{rate!r} is not a rate; write for example '10Gbit' for bits or '1.2GB/s' for bytes a second")
+    return bytes_per_second
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """Return bytes per second as people read them.
+
+    Examples
+    --------
+    >>> format_rate(1_250_000_000)
+    '1.25 GB/s'
+    """
+    for unit, factor in ("GB", 1e9), ("MB", 1e6), ("kB", 1e3):
+        if bytes_per_second >= factor:
+            return f"{bytes_per_second / factor:.3g} {unit}/s"
+    return f"{bytes_per_second:.3g} B/s"

@@ -40,6 +40,11 @@ def test_benchmark_of_the_kernel__runs() -> None:
     assert "copy bound" in output
 
 
+def test_benchmark_of_the_plan__runs() -> None:
+    output = run("benchmarks/plan.py", "--toy")
+    assert output.count("| 4 × 4 |") == 3
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
 def test_benchmark_beside_libmf__runs() -> None:
     assert "distmf, 1 thread" in run("benchmarks/libmf.py", "--toy")

@@ -25,8 +25,10 @@ blocking graph
 model checkpoint
 trainer
 factorization datasets
-evaluate describe options
-demo
+evaluate describe options simulation footprint
+demo plan
+rates describe_plan
+plan_command
 cli
 """
 ORDER = {name: n for n, name in enumerate(LEVELS.split())}
@@ -35,9 +37,9 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 RESTRICTED = {
     "numba": {"kernel", "ids"},
     "llvmlite": {"kernel"},
-    "dask": {"engine", "cluster", "graph", "blocking", "trainer"},
+    "dask": {"engine", "cluster", "graph", "blocking", "trainer", "rates"},
     "distributed": {"cluster"},
-    "click": {"cli", "options"},
+    "click": {"cli", "options", "plan_command"},
     "rich": {"options"},
     "fsspec": {"filesystem"},
 }

@@ -1,0 +1,156 @@
+"""What is to be trained on what, and a grid -> bytes of factor blocks, of blocks of ratings, and of a worker.
+
+Pure: no files, no Dask.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distmf.grid import Shape, bytes_per_line, offset_dtype, tile_shape
+from distmf.simulation import owners
+
+LIBRARIES = 400 << 20  # of a worker process: Python, Arrow, Dask, the compiler and what it made
+LARGEST_BLOCK = 1.2  # ratings of the largest block over the mean: blocks are balanced by a random permutation
+
+
+class Rates(NamedTuple):
+    """How fast the parts are.
+
+    Attributes
+    ----------
+    kernel : float
+        Updates per second of a thread, while the other threads of its machine are at work too.
+    copy : float
+        Bytes per second that a thread copies into fresh memory.
+    disk : float
+        Bytes per second that a worker reads, or writes, where the blocks lie.
+    network : float
+        Bytes per second into and out of each worker.
+    scheduler : float
+        Tasks per second of client and scheduler, from the graph to the last result.
+    """
+
+    kernel: float
+    copy: float
+    disk: float
+    network: float
+    scheduler: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is to be planned.
+
+    Attributes
+    ----------
+    n_ratings, n_users, n_items, rank : int
+        The ratings, and the number of latent factors.
+    workers, threads, memory : int
+        Worker processes; threads and bytes of each.
+    rates : Rates
+        How fast they are.
+    cache : int
+        Bytes of blocks that a worker keeps in memory.
+    value_bytes : int
+        Of a rating on disk: 1 if there are at most 256 distinct ones, else 4.
+    save_every : int
+        Epochs from one checkpoint to the next.
+    shape : Shape or None
+        Of the grid, if it is not to be chosen.
+    """
+
+    n_ratings: int
+    n_users: int
+    n_items: int
+    rank: int
+    workers: int
+    threads: int
+    memory: int
+    rates: Rates
+    cache: int = 1 << 30
+    value_bytes: int = 1
+    save_every: int = 1
+    shape: Shape | None = None
+
+    @property
+    def slots(self) -> int:
+        """Threads of all workers."""
+        return self.workers * self.threads
+
+
+class WorkerBytes(NamedTuple):
+    """Memory of the fullest worker, in bytes.
+
+    Attributes
+    ----------
+    factors : int
+        P_i and Q_j of its row blocks, each with the column block that visited last.
+    copies : int
+        Of P_i and Q_j that its tasks at work write to, and as many that others still have to fetch.
+    cache : int
+        Blocks of ratings kept from epoch to epoch.
+    reading : int
+        Blocks of ratings of its tasks at work, beside the cache.
+    libraries : int
+        Python and what it imports.
+    """
+
+    factors: int
+    copies: int
+    cache: int
+    reading: int
+    libraries: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def factor_bytes(inputs: Inputs, shape: Shape) -> tuple[int, int]:
+    """Return the bytes of the factors and biases of a row block and of a column block."""
+    line = bytes_per_line(inputs.rank)
+    return line * -(-inputs.n_users // shape.rows), line * -(-inputs.n_items // shape.cols)
+
+
+def block_bytes(inputs: Inputs, shape: Shape) -> int:
+    """Return the bytes of a mean block on disk: two offsets and a value for each rating, and two tables of tiles."""
+    sides = tile_shape(inputs.n_users, inputs.n_items, inputs.n_ratings)
+    per_rating = sum(offset_dtype(side).itemsize for side in sides) + inputs.value_bytes
+    n_rows, n_cols = -(-inputs.n_users // shape.rows), -(-inputs.n_items // shape.cols)
+    n_tiles = -(-n_rows // sides[0]) * -(-n_cols // sides[1])
+    return per_rating * -(-inputs.n_ratings // (shape.rows * shape.cols)) + 2 * 4 * n_tiles
+
+
+def worker_bytes(inputs: Inputs, shape: Shape) -> WorkerBytes:
+    """Return the memory of the worker that owns the most row blocks."""
+    n_rows = most_rows(inputs, shape)
+    at_work = min(inputs.threads, n_rows, shape.cols)
+    pair = sum(factor_bytes(inputs, shape))
+    largest = int(LARGEST_BLOCK * block_bytes(inputs, shape))
+    return WorkerBytes(
+        n_rows * pair,
+        2 * at_work * pair,
+        min(inputs.cache, n_rows * shape.cols * largest),
+        at_work * largest,
+        LIBRARIES,
+    )
+
+
+def most_rows(inputs: Inputs, shape: Shape) -> int:
+    """Return the row blocks of the worker that owns the most."""
+    own = owners(shape.rows, inputs.workers, inputs.threads)
+    return max(len(list(rows)) for _, rows in itertools.groupby(own))
+
+
+def miss_share(cached: float) -> float:
+    """Return the share of reads that go to the disk when a worker's cache holds this share of its blocks.
+
+    Each epoch visits the blocks of a row in a random order of its own, and the cache drops the block that was not asked
+    for the longest: a block at position x of one epoch and y of the next is still there if x (1 − y) ≥ 1 − `cached`.
+    """
+    if cached >= 1:
+        return 0.0
+    return (1 - cached) * (1 - math.log(1 - cached))

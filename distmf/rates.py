@@ -1,0 +1,262 @@
+"""The machine at hand -> how fast its kernel, its memory and its disk are. A few seconds of work."""
+
+import contextlib
+import ctypes
+import os
+import tempfile
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from dask._task_spec import Task
+
+from distmf import kernel
+from distmf.blocks import BlockEntry, Blocks, Layout, Moments
+from distmf.factors import First, frozen, thawed
+from distmf.graph import Column, Generation, State, Training, Visited, build_generation, column_of, visit
+from distmf.grid import BlockKey, Shape, bytes_per_line, offset_dtype, tile_shape
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.stepsize import StepRule
+from distmf.store import Folder
+
+MAX_RATINGS = 1_000_000  # of a synthetic block
+MAX_FACTOR_BYTES = 128 << 20  # of all factors
+SECONDS = 0.5  # of passes over it
+SHIFT = 50  # line number k by activity weighs (k + 50) to the power of …
+USER_POWER, ITEM_POWER = -0.75, -1.0
+N_CODES = 10
+FILE_BYTES = 64 << 20
+READ_BYTES = 4 << 20
+SCHEDULER_SHAPE, SCHEDULER_EPOCHS = Shape(16, 16), 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt
+WORKER_TRIM_THRESHOLD = 65_536  # what a Dask nanny sets in the environment of its worker
+
+
+class Speed(NamedTuple):
+    """What a thread did per second.
+
+    Attributes
+    ----------
+    kernel : float
+        Updates.
+    copy : float
+        Bytes of factors, copied into fresh memory.
+    """
+
+    kernel: float
+    copy: float
+
+
+class DiskSpeed(NamedTuple):
+    """Bytes per second of reading blocks and checking their sums.
+
+    Attributes
+    ----------
+    rate : float
+        Bytes per second.
+    from_disk : bool
+        Whether the page cache was really empty; else this is the speed of memory.
+    """
+
+    rate: float
+    from_disk: bool
+
+
+def measure_kernel(
+    n_ratings: int, n_users: int, n_items: int, rank: int, shape: Shape, workers: int, threads: int
+) -> Speed:
+    """Measure copying factors and training on blocks such as a grid of that shape has.
+
+    As many threads are at work at once as this machine has cores, or as the workers have threads if those are fewer:
+    they share the memory of the machine.
+
+    Parameters
+    ----------
+    n_ratings, n_users, n_items, rank : int
+        What is to be trained; the block has the density, the tiles and the power laws of such ratings.
+    shape : Shape
+        Of the grid; of a block that is large only a part is made.
+    workers, threads : int
+        Worker processes, and threads of each.
+    """
+    ratings, n_rows, n_cols = synthetic_block(n_ratings, n_users, n_items, rank, shape)
+    kernel.compile_for(ratings, rank)
+    at_once = min(workers * threads, len(os.sched_getaffinity(0)))
+    pair_bytes = (n_rows + n_cols) * bytes_per_line(rank)
+    n_pairs = max(1, min(-(-shape.rows // (workers * threads)), MAX_FACTOR_BYTES // (at_once * pair_bytes)))
+    rng = np.random.default_rng(0)
+    pairs = [(_factors(rng, n_rows, rank), _factors(rng, n_cols, rank)) for _ in range(at_once * n_pairs)]
+    with _memory_as_in_a_worker(), ThreadPoolExecutor(at_once, thread_name_prefix="distmf") as pool:
+        parts = pool.map(lambda n: _visits(ratings, pairs[n::at_once]), range(at_once))
+        found = [seconds for part in parts for seconds in part]
+    copying, training = (median(seconds) for seconds in zip(*found, strict=True))
+    return Speed(len(ratings.rows) / training, pair_bytes / copying)
+
+
+def synthetic_block(n_ratings: int, n_users: int, n_items: int, rank: int, shape: Shape) -> tuple[Ratings, int, int]:
+    """Return ratings such as those of a block, in tiles, and its numbers of rows and columns."""
+    density, sides = n_ratings / (n_users * n_items), tile_shape(n_users, n_items, n_ratings)
+    most_lines = MAX_FACTOR_BYTES // bytes_per_line(rank)
+    n_cols = min(-(-n_items // shape.cols), most_lines // 2)
+    n_rows = min(-(-n_users // shape.rows), most_lines - n_cols, max(sides[0], int(MAX_RATINGS / (density * n_cols))))
+    n = max(1, min(MAX_RATINGS, round(density * n_rows * n_cols)))
+    rng = np.random.default_rng(0)
+    rows, cols = (
+        _draw(rng, n, n_lines, n_all, power)
+        for n_lines, n_all, power in ((n_rows, n_users, USER_POWER), (n_cols, n_items, ITEM_POWER))
+    )
+    n_tile_cols = -(-n_cols // sides[1])
+    tile = rows // sides[0] * n_tile_cols + cols // sides[1]
+    order = np.lexsort((cols, rows, tile))
+    counts = np.bincount(tile, minlength=-(-n_rows // sides[0]) * n_tile_cols)
+    offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
+    places = [(lines % side)[order].astype(offset_dtype(side)) for lines, side in zip((rows, cols), sides, strict=True)]
+    values, table = rng.integers(0, N_CODES, n, dtype=np.uint8), np.arange(N_CODES, dtype=np.float32)
+    return Ratings(offsets, places[0], places[1], values, table, sides, n_tile_cols), n_rows, n_cols
+
+
+def _draw(rng: np.random.Generator, n: int, n_lines: int, n_all: int, power: float) -> npt.NDArray[np.int64]:
+    """Return n lines of a block by their activity, as numbered by a hash: some of all lines, at random."""
+    weights = np.cumsum((rng.integers(n_all, size=n_lines) + float(SHIFT)) ** power)
+    lines: npt.NDArray[np.int64] = np.searchsorted(weights, rng.random(n) * weights[-1])
+    return np.minimum(lines, n_lines - 1)
+
+
+def _factors(rng: np.random.Generator, n_lines: int, rank: int) -> FactorBlock:
+    factors = kernel.aligned_empty(n_lines, padded_rank(rank))
+    factors[:] = 0
+    factors[:, :rank] = rng.standard_normal((n_lines, rank), dtype=np.float32) * np.float32(0.1)
+    return FactorBlock(factors, np.zeros(n_lines, dtype=np.float32))
+
+
+def _visits(ratings: Ratings, pairs: list[tuple[FactorBlock, FactorBlock]]) -> list[tuple[float, float]]:
+    """Visit the block with one pair after the other, as tasks do; return the seconds of copying and of training."""
+    hyper = Hyperparameters(N_CODES / 2, N_CODES / 4, 0.05, 0.02)
+    found = list[tuple[float, float]]()
+    start = time.perf_counter()
+    while len(found) < 4 or time.perf_counter() - start < SECONDS:
+        n = len(found) % len(pairs)
+        began = time.perf_counter()
+        rows, cols = (thawed(side) for side in pairs[n])
+        copied = time.perf_counter()
+        kernel.train_block(ratings, rows, cols, hyper, 0.01, len(found))
+        trained = time.perf_counter()
+        pairs[n] = frozen(rows), frozen(cols)  # what was there is given back to the system
+        found.append((copied - began + time.perf_counter() - trained, trained - copied))
+    return found[1:]  # the first finds a cold cache
+
+
+@contextlib.contextmanager
+def _memory_as_in_a_worker() -> Iterator[None]:
+    """Let freed memory go back to the system at once: in a Dask worker every large copy goes to fresh pages.
+
+    With the allocator's defaults copies of a few MB are ten times as fast. They cannot be restored; what is set at the
+    end is where their own adjustment leads.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    mallopt(M_TRIM_THRESHOLD, WORKER_TRIM_THRESHOLD)
+    mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its default, which stays as it is once a threshold is set
+    yield
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+def measure_disk(folder: str | None = None) -> DiskSpeed:
+    """Measure reading a new file that the page cache was told to forget, and checking its sum.
+
+    Parameters
+    ----------
+    folder : str, optional
+        Where; by default the folder of temporary files.
+    """
+    piece = np.random.default_rng(0).bytes(READ_BYTES)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="distmf-") as file:
+        for _ in range(FILE_BYTES // READ_BYTES):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        from_disk = not _is_cached(file.fileno())
+        start = time.perf_counter()
+        with open(file.name, "rb", buffering=0) as reader:  # noqa: PTH123 (unbuffered)
+            while data := reader.read(READ_BYTES):
+                zlib.crc32(data)
+        return DiskSpeed(FILE_BYTES / (time.perf_counter() - start), from_disk)
+
+
+def _is_cached(descriptor: int) -> bool:
+    """Return whether the middle of a file is in memory: a read that may not wait says so."""
+    try:
+        os.preadv(descriptor, [bytearray(4096)], FILE_BYTES // 2, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):
+        pass
+    return True
+
+
+def measure_scheduler() -> float:
+    """Measure the tasks per second of processor time that client and scheduler take, both in this process.
+
+    The tasks are those of a training on nothing, on two worker processes of this machine, whose processor time is not
+    counted.
+    """
+    from distmf.cluster import ClusterEngine, local_cluster  # noqa: PLC0415 (imports distributed, which takes a second)
+
+    with local_cluster(2) as client, ClusterEngine(client) as engine:
+        engine.everywhere(kernel.padded_rank, 1)  # all are there
+        generation = hollow_generation(SCHEDULER_SHAPE, SCHEDULER_EPOCHS, engine.owners(SCHEDULER_SHAPE.rows))
+        start = time.process_time()
+        engine.run(generation.graph, generation.keys)
+        return len(generation.graph.tasks) / (time.process_time() - start)
+
+
+def hollow_generation(
+    shape: Shape, n_epochs: int, owners: Sequence[Hashable], pause: Callable[[], None] | None = None
+) -> Generation:
+    """Return the graph of a training on a grid of that shape, whose tasks do nothing.
+
+    Parameters
+    ----------
+    shape : Shape
+        Of the grid.
+    n_epochs : int
+        Epochs.
+    owners : sequence, shape (shape.rows,)
+        Owner of each row block.
+    pause : callable, optional
+        Called instead of the kernel.
+    """
+    layout = Layout(tuple(range(shape.rows + 1)), tuple(range(shape.cols + 1)), (256, 256), ())
+    entries = {BlockKey(0, 0): BlockEntry(0, 0, 0, 1, 0, Moments(1, 0.0, 0.0))}
+    blocks = Blocks(Folder.at("memory://nothing"), layout, entries, (0.0, 0.0), {}, {})
+    training = Training(blocks, Hyperparameters(0.0, 1.0, 0.0, 0.0), StepRule(1.0, 1.0), 1, 0)
+    rows, cols = (tuple(First((0,), 1, 0.0, np.empty(0, dtype=np.int64)) for _ in range(n)) for n in shape)
+    state = State(0, rows, cols, training.rule.first(), None)
+    generation = build_generation(training, state, n_epochs, uuid.uuid4().hex[:8], owners, n_epochs)
+    tasks = {
+        key: Task(key, _visit_nothing, pause, *task.args) if isinstance(task, Task) and task.func is visit else task
+        for key, task in generation.graph.tasks.items()
+    }
+    return generation._replace(graph=generation.graph._replace(tasks=tasks))
+
+
+def _visit_nothing(
+    pause: Callable[[], None] | None, previous: Visited, column: Column | Visited, *others: Any
+) -> Visited:
+    """Stand in for `graph.visit`; the seconds of the pauses add up in the column."""
+    start, column = time.perf_counter(), column_of(column)
+    if pause is not None:
+        pause()
+    return Visited(previous.rows, column._replace(seconds=column.seconds + time.perf_counter() - start))
