@@ -1,6 +1,7 @@
 """What a deployment's files may say: command lines that parse, settings that Dask knows."""
 
 import ast
+import copy
 from collections.abc import Mapping, Sequence
 
 import click
@@ -10,10 +11,20 @@ from distributed.cli import dask_scheduler, dask_worker
 
 from distmf.cli import main
 
+
+def elsewhere(command: click.Command) -> click.Command:
+    """Return a command that takes the names of files on another machine: they need not exist here."""
+    command = copy.deepcopy(command)
+    for option in command.params:
+        if isinstance(option.type, click.Path):
+            option.type.exists = False
+    return command
+
+
 COMMANDS: dict[tuple[str, str], click.Command] = {
-    ("dask", "scheduler"): dask_scheduler.main,
-    ("dask", "worker"): dask_worker.main,
-    **{("distmf", name): command for name, command in main.commands.items()},
+    ("dask", "scheduler"): elsewhere(dask_scheduler.main),
+    ("dask", "worker"): elsewhere(dask_worker.main),
+    **{("distmf", name): elsewhere(command) for name, command in main.commands.items()},
 }
 
 
