@@ -1,0 +1,263 @@
+"""The manifests of deploy/kubernetes: valid, wired up, and told apart from broken ones; their commands run."""
+
+import copy
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+
+from tests.manifests import Document, expand, load, operator_objects, pods, problems
+
+FOLDER = Path(__file__).parents[1] / "deploy" / "kubernetes"
+MISSING = [
+    name for name in ("dask_kubernetes", "jsonschema", "kubernetes_validate") if not importlib.util.find_spec(name)
+]
+needs_schemas = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: pip install '.[deploy]'")
+
+
+@pytest.fixture
+def manifests() -> dict[str, Document]:
+    return load(FOLDER)
+
+
+def container(doc: Document, part: str) -> Document:
+    """Return the container of the job, the scheduler or the worker of a DaskJob."""
+    pod = doc["spec"]["job"]["spec"] if part == "job" else doc["spec"]["cluster"]["spec"][part]["spec"]
+    return pod["containers"][0]
+
+
+def replace(command: list[str], old: str, new: str) -> None:
+    command[command.index(old)] = new
+
+
+@needs_schemas
+def test_manifests__are_valid_and_wired_up(manifests: dict[str, Document]) -> None:
+    assert sorted(doc["kind"] for doc in manifests.values()) == [
+        "DaskCluster",
+        "DaskJob",
+        "Job",
+        "PersistentVolumeClaim",
+    ]
+    assert problems(manifests) == []
+
+
+def cluster(doc: Document) -> Document:
+    return doc["spec"]["cluster"]["spec"]
+
+
+BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
+    "no service": (
+        "train.yaml",
+        lambda doc: cluster(doc)["scheduler"].pop("service"),
+        "spec/cluster/spec/scheduler: 'service' is a required property",
+    ),
+    "unknown field": (
+        "train.yaml",
+        lambda doc: cluster(doc)["worker"].update(replica=3),
+        "spec/cluster/spec/worker: Additional properties are not allowed ('replica' was unexpected)",
+    ),
+    "typo in a container": (
+        "cluster.yaml",
+        lambda doc: doc["spec"]["worker"]["spec"]["containers"][0].update(imagePullPolice="Always"),
+        "spec/worker/spec/containers/0: Additional properties are not allowed ('imagePullPolice' was unexpected)",
+    ),
+    "number for a quantity": (
+        "train.yaml",
+        lambda doc: container(doc, "worker")["resources"]["requests"].update(cpu=1),
+        "spec/cluster/spec/worker/spec/containers/0/resources/requests/cpu: 1 is not of type 'string'",
+    ),
+    "job without a template": (
+        "block.yaml",
+        lambda doc: doc["spec"].pop("template"),
+        "Job: spec: 'template' is a required property",
+    ),
+    "claim with an unknown field": (
+        "storage.yaml",
+        lambda doc: doc["spec"].update(accessMode=[]),
+        "PersistentVolumeClaim: spec: Additional properties are not allowed ('accessMode' was unexpected)",
+    ),
+    "volume of one node": (
+        "storage.yaml",
+        lambda doc: doc["spec"].update(accessModes=["ReadWriteOnce"]),
+        "volumes: the claim 'distmf' is not ReadWriteMany",
+    ),
+    "another claim": (
+        "block.yaml",
+        lambda doc: doc["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"].update(claimName="data"),
+        "Job distmf-block: volumes: there is no claim 'data'",
+    ),
+    "selector of another cluster": (
+        "train.yaml",
+        lambda doc: cluster(doc)["scheduler"]["service"]["selector"].update({"dask.org/cluster-name": "distmf"}),
+        "Service: selector: no pod has the labels",
+    ),
+    "port of another name": (
+        "train.yaml",
+        lambda doc: container(doc, "scheduler")["ports"][0].update(name="comm"),
+        "Service: ports: tcp-comm is no port of the chosen pods",
+    ),
+    "probe of another port": (
+        "train.yaml",
+        lambda doc: container(doc, "worker")["readinessProbe"]["httpGet"].update(port="health"),
+        "worker: probe: there is no port 'health'",
+    ),
+    "volume not mounted": (
+        "train.yaml",
+        lambda doc: container(doc, "worker").pop("volumeMounts"),
+        "worker: volumeMounts: the claim is mounted on [], not on /data",
+    ),
+    "worker beyond its container": (
+        "train.yaml",
+        lambda doc: replace(container(doc, "worker")["args"], "0.9", "4GiB"),
+        "worker: args: --memory-limit 4GiB is 1.00 of the container's 4294967296 bytes",
+    ),
+    "worker's port": (
+        "train.yaml",
+        lambda doc: replace(container(doc, "worker")["args"], "8788", "8787"),
+        "worker: args: the port http-dashboard is 8788, not 8787",
+    ),
+    "unknown option of distmf": (
+        "train.yaml",
+        lambda doc: replace(container(doc, "job")["args"], "--checkpoint", "--checkpont"),
+        "train: args: distmf train: No such option '--checkpont'.",
+    ),
+    "unknown option of dask": (
+        "train.yaml",
+        lambda doc: replace(container(doc, "worker")["args"], "--nthreads", "--threads"),
+        "worker: args: dask worker: No such option '--threads'.",
+    ),
+    "unknown variable": (
+        "train.yaml",
+        lambda doc: replace(container(doc, "job")["args"], "$(DASK_SCHEDULER_ADDRESS)", "$(SCHEDULER)"),
+        "train: args: nothing sets $(SCHEDULER)",
+    ),
+    "unknown setting": (
+        "train.yaml",
+        lambda doc: container(doc, "scheduler")["env"][0].update(name="DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURE"),
+        "Dask has no setting distributed.scheduler.allowed_failure",
+    ),
+    "lost route": (
+        "train.yaml",
+        lambda doc: container(doc, "scheduler")["env"][-1].update(value="['distributed.http.scheduler.api']"),
+        "distributed.http.health",
+    ),
+    "job that runs for ever": (
+        "train.yaml",
+        lambda doc: doc["spec"]["job"]["spec"].pop("restartPolicy"),
+        "Pod distmf-train-runner: restartPolicy: Always makes a job run for ever",
+    ),
+    "server that stops": (
+        "train.yaml",
+        lambda doc: cluster(doc)["worker"]["spec"].update(restartPolicy="OnFailure"),
+        "Deployment distmf-train-default-worker-0: restartPolicy: OnFailure makes a server stop",
+    ),
+}
+
+
+@needs_schemas
+@pytest.mark.parametrize("case", BROKEN)
+def test_problems__name_what_is_broken_and_where(case: str, manifests: dict[str, Document]) -> None:
+    file, harm, expected = BROKEN[case]
+    broken = copy.deepcopy(manifests)
+    broken[file] = json.loads(json.dumps(broken[file]))  # parts that YAML shares are broken in one place
+    harm(broken[file])
+    assert any(expected in text for text in problems(broken)), problems(broken)
+
+
+def test_train__resumes_after_every_restart(manifests: dict[str, Document]) -> None:
+    job = manifests["train.yaml"]["spec"]["job"]["spec"]
+    command = job["containers"][0]["args"]
+    assert job["restartPolicy"] == "OnFailure"
+    assert job["activeDeadlineSeconds"] > 0
+    assert "--resume" in command
+    assert command[command.index("--checkpoint") + 1].startswith("/data/")
+    assert command[command.index("--scheduler") + 1] == "$(DASK_SCHEDULER_ADDRESS)"
+
+
+def test_block__writes_what_train_reads(manifests: dict[str, Document]) -> None:
+    block = manifests["block.yaml"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    train = container(manifests["train.yaml"], "job")["args"]
+    assert block[:2] == ["distmf", "block"]
+    assert block[3] == train[2]
+
+
+def test_cluster__is_that_of_the_job_but_for_name_and_size(manifests: dict[str, Document]) -> None:
+    lasting, of_job = (
+        json.dumps(spec) for spec in (manifests["cluster.yaml"]["spec"], cluster(manifests["train.yaml"]))
+    )
+    lasting = re.sub(r'"idleTimeout": \d+, ', "", lasting)
+    of_job = of_job.replace('"distmf-train"', '"distmf"')
+    same_size = re.compile(r'"replicas": \d+')
+    assert same_size.sub("", lasting) == same_size.sub("", of_job)
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """Run a command of dask while the block lasts."""
+    assert command[0] == "dask"
+    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **environment})
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(url: str, message: Any = None, seconds: float = 30) -> bytes:
+    """Return what a server answers, as soon as it does; a message is posted to it as JSON."""
+    data = None if message is None else json.dumps(message).encode()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, data, timeout=5) as answer:
+                return answer.read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@needs_schemas
+def test_commands__make_a_cluster_that_probes_and_operator_can_talk_to(
+    manifests: dict[str, Document], tmp_path: Path
+) -> None:
+    scheduler, worker = [
+        pod.spec["containers"][0] for pod in pods(operator_objects(manifests["cluster.yaml"])) if pod.restarts_always
+    ]
+    port, scheduler_http, worker_http = free_port(), free_port(), free_port()
+    environment = {variable["name"]: variable["value"] for variable in worker["env"]}
+    environment |= {"DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{port}", "TMPDIR": str(tmp_path)}
+    here = ["--host", "127.0.0.1", "--dashboard-address"]
+    worker_command = [expand(argument, environment) for argument in worker["args"]]
+    worker_command += [*here, f"127.0.0.1:{worker_http}"]
+    with (
+        running([*scheduler["args"], "--port", str(port), *here, f"127.0.0.1:{scheduler_http}"], environment),
+        running(worker_command, environment),
+    ):
+        for served, at in (scheduler, scheduler_http), (worker, worker_http):
+            assert ask(f"http://127.0.0.1:{at}{served['readinessProbe']['httpGet']['path']}") == b"ok"
+        with distributed.Client(environment["DASK_SCHEDULER_ADDRESS"], timeout=30) as client:
+            client.wait_for_workers(1, timeout=30)
+            (details,) = client.scheduler_info(n_workers=-1)["workers"].values()
+            assert details["name"] == environment["DASK_WORKER_NAME"] == "distmf-default-worker-0"
+            assert details["nthreads"] == 1
+        retired = ask(f"http://127.0.0.1:{scheduler_http}/api/v1/retire_workers", {"n": 1})
+        assert [gone["name"] for gone in json.loads(retired).values()] == ["distmf-default-worker-0"]
