@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests marked `deploy` need. Run as root.
+# Installs the Debian packages that the tests marked `deploy` need. Run as root, or where sudo asks for no password.
 set -euo pipefail
 
 packages=(
-    aardvark-dns  # names of containers
-    conmon
-    debootstrap  # makes the base image, as no image registry is needed then
-    iptables
-    netavark  # networks of containers
     openssl
-    podman
-    runc
+    aardvark-dns conmon debootstrap iptables netavark podman runc  # compose/
+    munge slurm-wlm  # slurm/
+    openssh-client openssh-server  # ssh/
 )
-export DEBIAN_FRONTEND=noninteractive
-apt-get update
-apt-get install --yes --no-install-recommends "${packages[@]}"
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo --non-interactive)
+
+# Debian starts a service when it installs it. None is wanted here: the tests run daemons of their own.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin /usr/sbin/policy-rc.d
+    trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+fi
+apt_get=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300)
+"${apt_get[@]}" update
+"${apt_get[@]}" install --yes --no-install-recommends "${packages[@]}"
