@@ -12,14 +12,13 @@ import contextlib
 import logging
 import math
 import posixpath
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from distmf.errors import StoreError
 from distmf.factors import Saved
+from distmf.filesystem import explained
 from distmf.graph import Cost, State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
@@ -124,7 +123,8 @@ class Checkpoint:
     def sweep(self) -> None:
         """Remove the files that nothing names; only when no task is under way."""
         place = self.folder.child(FACTORS)
-        there = self.folder.fs.ls(place, detail=False) if self.folder.fs.isdir(place) else []
+        with explained(f"{self.folder} cannot be listed"):
+            there = self.folder.fs.ls(place, detail=False) if self.folder.fs.isdir(place) else []
         directories = {f"{FACTORS}/{posixpath.basename(path.rstrip('/'))}" for path in there}
         for directory in {*directories, TEMPORARY} - _directories(self.records):
             self._remove(directory)
@@ -177,21 +177,6 @@ def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -
             yield checkpoint
         finally:
             checkpoint.sweep()
-
-
-@contextlib.contextmanager
-def temporary_folder(beside: str) -> Iterator[Folder]:
-    """Yield the name of a new folder beside another one; what is there at the end is removed."""
-    folder = Folder.at(f"{beside}.training-{uuid.uuid4().hex[:8]}")
-    try:
-        yield folder
-    finally:
-        folder.delete()
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Return whether there is a checkpoint at a path or URL."""
-    return bool(path) and Folder.at(path).is_a(KIND)
 
 
 def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import distmf
 from distmf.blocking import block_ratings
 from distmf.blocks import is_blocks, open_blocks
-from distmf.checkpoint import is_checkpoint
 from distmf.clock import STARTED
 from distmf.demo import run_demo
 from distmf.describe import describe
@@ -167,10 +166,10 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
                 raise KeyboardInterrupt(f"the model after epoch {len(mf.history_)} is saved in {model}") from interrupt
             raise
         except (DistMFError, OSError):
-            if is_checkpoint(where.get("checkpoint", "")):
-                click.echo(
-                    f"distmf: with --resume, training goes on from the checkpoint in {where['checkpoint']}", err=True
-                )
+            with contextlib.suppress(NotFittedError):  # before the first epoch there is nothing to tell
+                done, place = len(mf.history_), where.get("checkpoint")
+                if place:
+                    click.echo(f"distmf: {done} epochs are safe in {place}; go on from there with --resume", err=True)
             raise
         mf.save(model)
         history = mf.history_

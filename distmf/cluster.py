@@ -24,6 +24,7 @@ from distributed.security import Security
 
 from distmf.engine import Graph, OnDone, key_in_words
 from distmf.errors import ClusterError, GraphLostError
+from distmf.store import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -305,8 +306,8 @@ def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
     security = tls.security() if tls else None
     protocol = "tls://" if tls else "tcp://"
     with (
-        tempfile.TemporaryDirectory(prefix="distmf-workers-") as folder,
-        dask.config.set({**SETTINGS, "temporary-directory": folder}),  # the scheduler has one as well
+        temporary_folder(Path(tempfile.gettempdir()) / "distmf-workers") as folder,
+        dask.config.set({**SETTINGS, "temporary-directory": folder.path}),  # the scheduler has one as well
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
@@ -314,7 +315,7 @@ def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
             protocol=protocol,
             security=security,
             dashboard_address="127.0.0.1:0",  # None is the usual port, which another cluster may have
-            local_directory=folder,
+            local_directory=folder.path,
             silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster, security=security, set_as_default=False) as client,

@@ -9,7 +9,7 @@ from typing import Any
 
 from distmf.engine import Engine, ThreadEngine
 from distmf.errors import StoreError
-from distmf.filesystem import one_line
+from distmf.filesystem import explained
 from distmf.grid import Shape
 from distmf.store import Folder
 
@@ -91,10 +91,8 @@ def check_storage(engine: Engine, writable: Folder, readable: dict[str, Folder])
 
 def _fingerprint(folder: Folder, name: str) -> tuple[int, int]:
     """Return the size of a file and the checksum of its beginning."""
-    try:
+    with explained(f"{folder}: {name} cannot be read"):
         size = folder.fs.size(folder.child(name))
-    except OSError as err:
-        raise StoreError(f"{folder}: {name} cannot be read: {one_line(err)}") from err
     return size, zlib.crc32(folder.read(name, 0, min(size, FINGERPRINT_BYTES)))
 
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distmf import factors
 from distmf.blocking import block_matrix, block_ratings
 from distmf.blocks import KIND as BLOCKS
 from distmf.blocks import Blocks, is_blocks, open_blocks
-from distmf.checkpoint import Checkpoint, open_checkpoint, temporary_folder
+from distmf.checkpoint import Checkpoint, open_checkpoint
 from distmf.engine import Engine
 from distmf.engines import check_grid, check_storage, open_engine
 from distmf.errors import NotFittedError
@@ -28,7 +29,7 @@ from distmf.kernel import MAX_RANK, FactorBlock, Hyperparameters
 from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.model import KIND, Float32, Model, Recommendations, Side
 from distmf.stepsize import START, StepRule
-from distmf.store import Folder, new_folder
+from distmf.store import Folder, new_folder, temporary_folder
 from distmf.trainer import StopRules, Trainer
 
 
@@ -202,9 +203,9 @@ class MatrixFactorization:
         if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
             raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
         if isinstance(ratings, str | Path) and not is_blocks(ratings):
-            with tempfile.TemporaryDirectory(prefix="distmf-") as folder:
+            with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
                 settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, **options}
-                yield block_ratings(ratings, Path(folder) / "blocks", **settings)
+                yield block_ratings(ratings, f"{folder}/blocks", **settings)
             return
         if options:
             raise ValueError(
@@ -234,7 +235,7 @@ class MatrixFactorization:
             return
         settings = {**blocks.identity(), **self.hyperparameters}
         with contextlib.ExitStack() as stack:
-            folder = Folder.at(path) if path else stack.enter_context(temporary_folder(blocks.path))
+            folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
             checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
             check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
             yield checkpoint
@@ -256,6 +257,8 @@ class MatrixFactorization:
         exact: tuple[float | None, float | None] = None, None
         try:
             stopped, cost = trainer.run()
+            if training.folder:
+                engine.everywhere(factors.forget, training.folder)
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
             progress = trainer.progress

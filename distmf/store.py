@@ -298,6 +298,22 @@ def new_file(url: str | Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def temporary_folder(stem: str | Path) -> Iterator[Folder]:
+    """Yield the name of a new folder that begins with `stem`; what is there at the end is removed.
+
+    What killed processes left under such names is removed first.
+    """
+    fs, path = url_to_fs(stem)
+    for leftover in leftovers(fs, path):
+        delete(fs, leftover)
+    folder = Folder(fs, temporary_name(path))
+    try:
+        yield folder
+    finally:
+        folder.delete()
+
+
+@contextlib.contextmanager
 def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
     """Yield an empty folder to write; it appears at `url` when the block ends, and not at all if it raises.
 
