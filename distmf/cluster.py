@@ -34,6 +34,7 @@ LOOK_SECONDS = 5.0  # between two looks at the workers
 PAUSED_SECONDS = 20.0
 NO_WORKERS_SECONDS = 600.0
 CONNECT_SECONDS = 30
+MAX_SUSPECTS = 3  # in a message
 
 # For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced.
 SETTINGS = {
@@ -112,7 +113,7 @@ class ClusterEngine:
             return self._results(futures, on_done, _Lookout(self, graph))
         except KilledWorker as err:
             raise ClusterError(
-                f"{key_in_words(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
+                f"{self._suspects(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
                 f"{err.last_worker.address}; look into the workers' logs: too little memory is the usual cause, and "
                 "then a finer grid or fewer workers on a machine help"
             ) from err
@@ -122,6 +123,13 @@ class ClusterEngine:
         finally:
             for future in futures:
                 future.release()
+
+    def _suspects(self, key: Key) -> str:
+        """Return in words the task that has lost most workers, or those that have: some may only have waited there."""
+        keys = {key}
+        with contextlib.suppress(Exception):  # what follows is of use for the message only
+            keys |= set(self.client.run_on_scheduler(_most_suspicious))
+        return " or ".join(sorted(map(key_in_words, keys))[:MAX_SUSPECTS])
 
     def _submit(self, graph: Graph, keys: Sequence[Key]) -> list[Future[Any]]:
         annotations = {
@@ -191,6 +199,12 @@ class ClusterEngine:
 
 def _version() -> str:
     return version("distmf")
+
+
+def _most_suspicious(dask_scheduler: Any) -> list[Key]:
+    """Return, on the scheduler, the keys of the tasks that were on workers that died more often than all others."""
+    counts = {key: task.suspicious for key, task in dask_scheduler.tasks.items() if task.suspicious}
+    return [key for key, count in counts.items() if count == max(counts.values())]
 
 
 class _Lookout:

@@ -340,7 +340,8 @@ def test_train__of_a_driver_that_was_ended_is_resumed(
     assert "going on after epoch" in done.communicate(timeout=120)[1]
     assert done.returncode == 0
     expected = start("train", blocks.path, tmp_path / "expected", *LONG)
-    assert expected.wait(120) == 0
+    expected.communicate(timeout=120)
+    assert expected.returncode == 0
     assert files(tmp_path / "m") == files(tmp_path / "expected")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "expected", "m"]
     with cluster(1, Path(tempfile.gettempdir())):  # the next one removes what a killed one left

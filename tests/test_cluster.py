@@ -92,7 +92,9 @@ def test_fit__gives_up_on_a_block_that_kills_every_worker(
     (tmp_path / "workers").mkdir()
     with cluster(2, tmp_path / "workers") as client:
         client.register_plugin(DeadlyBlock(2, 3))
-        with pytest.raises(ClusterError, match=r"^block \(2, 3\) in epoch 1 ran on 2 workers that died"):
+        with pytest.raises(
+            ClusterError, match=r"^(.* or )?block \(2, 3\) in epoch 1( or .*)? ran on 2 workers that died"
+        ):
             model().fit(blocks, client=client)
         assert n_tasks(client) == 0
     assert beside(blocks) == ["b", "r.parquet"]
