@@ -1,5 +1,12 @@
-"""The same model, bit for bit: for any order and files of the ratings, any number of threads, either Dask scheduler."""
+"""The same model, bit for bit: the heart of the project.
 
+For any order and files of the ratings, any number of threads, on every Dask scheduler, on processes of which one is
+killed, by a driver that is killed and resumed, on a disk and on an object store.
+"""
+
+import contextlib
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +18,10 @@ import pyarrow as pa
 import pytest
 
 from distmf import MatrixFactorization, block_ratings, graph
+from distmf.filesystem import url_to_fs
 from distmf.kernel import FactorBlock
+from tests.clusters import at_epoch, cluster, start, worker_pids
+from tests.clusters import kill as end
 from tests.helpers import files, random_ratings, write
 
 TABLE = random_ratings(30_000, 1000, 400)
@@ -58,6 +68,70 @@ def test_same_bits__on_either_scheduler(
     monkeypatch.setattr("distmf.engine.dask.threaded.get", run)
     assert train(source, tmp_path / "model", threads=2) == expected
     assert used
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_same_bits__on_two_processes(
+    kill: bool, tmp_path: Path, expected: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = write(tmp_path / "r.parquet", TABLE)
+    with cluster(2, tmp_path_factory.mktemp("workers")) as client:
+        blocks = block_ratings(source, tmp_path / "blocks", holdout=0.1, grid=(4, 4), client=client)
+        pids = worker_pids(client)
+        with at_epoch(3, lambda: end(pids[1]) if kill else None) as done:
+            MatrixFactorization(20, epochs=6).fit(blocks, client=client).save(tmp_path / "model")
+        assert done
+        assert (pids[1] in worker_pids(client)) is not kill
+    assert files(tmp_path / "model") == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_same_bits__when_the_driver_is_killed_at_a_random_moment_and_resumed(
+    seed: int, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    blocks = block_ratings(write(tmp_path / "r.parquet", TABLE), tmp_path / "blocks", holdout=0.1, grid=(4, 4))
+    rng = np.random.default_rng(seed)
+    command = ["train", blocks.path, tmp_path / "model", "--rank", 20, "--epochs", 6, "--checkpoint", tmp_path / "c"]
+    n_killed = 0
+    for _ in range(10):
+        process = start(*map(str, [*command, "--resume", "--workers", 2]))
+        try:
+            process.communicate(timeout=rng.uniform(2, 6))
+            break
+        except subprocess.TimeoutExpired:
+            end(process.pid)
+            process.communicate()
+            n_killed += 1
+    assert n_killed
+    process = start(*map(str, [*command, "--resume", "--threads", 2]))
+    assert process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert files(tmp_path / "model") == expected
+    with cluster(1, Path(tempfile.gettempdir())):  # the next one removes what killed ones left
+        pass
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_same_bits__on_s3(
+    on_cluster: bool, s3: str, tmp_path: Path, expected: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = write(tmp_path / "r.parquet", TABLE)
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(cluster(2, tmp_path_factory.mktemp("workers"))) if on_cluster else None
+        blocks = block_ratings(source, f"{s3}/blocks", holdout=0.1, grid=(4, 4), client=client)
+        with at_epoch(4, interrupt) as done, pytest.raises(KeyboardInterrupt):
+            MatrixFactorization(20, epochs=6).fit(blocks, checkpoint=f"{s3}/c", client=client)
+        assert done
+        mf = MatrixFactorization(20, epochs=6).fit(blocks, checkpoint=f"{s3}/c", resume=True, client=client)
+        mf.save(f"{s3}/model")
+    fs, path = url_to_fs(f"{s3}/model")
+    fs.get(path, str(tmp_path / "model"), recursive=True)
+    assert files(tmp_path / "model") == expected
+    assert sorted(name.rpartition("/")[2] for name in fs.ls(path.rpartition("/")[0])) == ["blocks", "c", "model"]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_same_bits__for_blocks_on_disk_and_raw_ratings(tmp_path: Path, expected: dict[str, bytes]) -> None:
