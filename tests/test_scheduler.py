@@ -1,0 +1,248 @@
+"""The commands on a cluster that somebody else started: TLS, storage that not all see, a scheduler that is lost."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+import distmf
+from distmf import MatrixFactorization, block_ratings
+from distmf.cluster import Tls, connect
+from distmf.errors import ClusterError, StoreError
+from tests.clusters import start, wait_for
+from tests.helpers import files, random_ratings, write
+
+DASK = [sys.executable, "-m", "distributed.cli"]
+TRAIN = ["--rank", "12", "--epochs", "60", "--tol", "0"]
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
+    folder = tmp_path_factory.mktemp("blocks")
+    source = write(folder / "r.parquet", random_ratings(20_000, 600, 300))
+    return block_ratings(source, folder / "b", grid=(4, 4), holdout=0.1)
+
+
+@pytest.fixture(scope="module")
+def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    MatrixFactorization(12, epochs=60, tol=0).fit(blocks).save(folder / "m")
+    return files(folder / "m")
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield a list; the processes that were put into it are ended."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        yield started
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait()
+
+
+def run(command: list[str | Path], folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "DASK_TEMPORARY_DIRECTORY": str(folder), "TMPDIR": str(folder)}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen([*map(str, command)], stdout=log, stderr=log, env=environment)
+
+
+def start_scheduler(started: list[subprocess.Popen[bytes]], folder: Path, *options: str | Path) -> Path:
+    """Start a scheduler and return its file."""
+    file = folder / "scheduler.json"
+    listen = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+    started.append(run(["dask", "scheduler", "--scheduler-file", file, *listen, *options], folder))
+    return wait_until_written(file)
+
+
+def start_worker(
+    started: list[subprocess.Popen[bytes]], folder: Path, name: str, *options: str | Path, before: str = ""
+) -> None:
+    file = folder / "scheduler.json"
+    command = ["dask", "worker", "--scheduler-file", file, "--host", "127.0.0.1", "--nthreads", "1", "--name", name]
+    command += ["--local-directory", folder, "--dashboard-address", "127.0.0.1:0", *options]
+    if before:
+        command = ["unshare", "--mount", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
+    started.append(run(command, folder))
+
+
+def wait_until_written(file: Path) -> Path:
+    for _ in range(300):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads(file.read_text())
+            return file
+        time.sleep(0.1)
+    raise AssertionError(f"no {file.name}")
+
+
+@pytest.fixture(autouse=True)
+def tools_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processes of a cluster write."""
+    return tmp_path_factory.mktemp("cluster")
+
+
+def test_scheduler__is_given_by_address_or_file(
+    blocks: distmf.Blocks, expected: dict[str, bytes], folder: Path, tmp_path: Path
+) -> None:
+    with processes() as started:
+        file = start_scheduler(started, folder)
+        for name in "ab":
+            start_worker(started, folder, name)
+        for scheduler in str(file), json.loads(file.read_text())["address"]:
+            process = start("train", blocks.path, tmp_path / "m", *TRAIN, "--scheduler", scheduler, "--json")
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            assert json.loads(output)["epochs"] == 60
+            assert errors.count("\nepoch ") >= 59
+            assert files(tmp_path / "m") == expected
+        process = start(
+            "block",
+            Path(blocks.path).parent / "r.parquet",
+            tmp_path / "b",
+            "--grid",
+            "4x4",
+            "--holdout",
+            "0.1",
+            "--scheduler",
+            str(file),
+        )
+        process.communicate(timeout=120)
+        assert files(tmp_path / "b") == files(Path(blocks.path))
+
+
+def test_scheduler__that_is_lost_loses_nothing(
+    blocks: distmf.Blocks, expected: dict[str, bytes], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "2s")
+    command = ["train", blocks.path, tmp_path / "m", *TRAIN, "--checkpoint", tmp_path / "c"]
+    with processes() as started:
+        file = start_scheduler(started, folder)
+        for name in "ab":
+            start_worker(started, folder, name, "--death-timeout", "5")
+        process = start(*command, "--scheduler", file)
+        wait_for(process, "epoch  9/60")
+        started[0].kill()
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "the connection to the scheduler is lost" in errors
+        assert f"epochs are safe in {tmp_path / 'c'}; go on from there with --resume" in errors
+        assert "Traceback" not in errors
+    process = start(*command, "--resume", "--threads", "2")
+    assert "going on after epoch" in process.communicate(timeout=60)[1]
+    assert files(tmp_path / "m") == expected
+
+
+def test_scheduler__that_is_not_there(blocks: distmf.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmf.cluster.CONNECT_SECONDS", 1)
+    for scheduler in "tcp://127.0.0.1:9", "nonsense://x", "no-such-file.json":
+        with pytest.raises(ClusterError, match=f"no scheduler answers at {scheduler}"), connect(scheduler):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process a file system of its own")
+def test_storage__that_a_worker_does_not_see_is_named(blocks: distmf.Blocks, folder: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(blocks.path, shared / "b")
+    with processes() as started:
+        file = start_scheduler(started, folder)
+        start_worker(started, folder, "sees")
+        start_worker(started, folder, "blind", before=f"mount -t tmpfs none {shared}")
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            with pytest.raises(StoreError, match=r"1 of 2 do not; worker blind \(tcp://127.*is missing") as raised:
+                MatrixFactorization(4).fit(shared / "b", client=client)
+            assert "sees" not in str(raised.value)
+            with pytest.raises(StoreError, match=r"not every worker shares the storage of this job, .* worker blind"):
+                block_ratings(Path(blocks.path).parent / "r.parquet", shared / "b2", client=client)
+    assert sorted(path.name for path in shared.iterdir()) == ["b"]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    script = Path(__file__).parents[1] / "deploy" / "compose" / "make-certificates.sh"
+    subprocess.run([script, folder, "1"], check=True, capture_output=True)
+    return folder
+
+
+def test_tls__from_end_to_end(
+    certificates: Path, blocks: distmf.Blocks, expected: dict[str, bytes], folder: Path, tmp_path: Path
+) -> None:
+    files_of = {name: certificates / f"{name}.pem" for name in ("ca", "cert", "key")}
+    options = ["--tls-ca-file", files_of["ca"], "--tls-cert", files_of["cert"], "--tls-key", files_of["key"]]
+    with processes() as started:
+        file = start_scheduler(started, folder, "--protocol", "tls", *options)
+        address = json.loads(file.read_text())["address"]
+        assert address.startswith("tls://")
+        for name in "ab":
+            start_worker(started, folder, name, *options)
+        process = start("train", blocks.path, tmp_path / "m", *TRAIN, "--scheduler", address, *options)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert files(tmp_path / "m") == expected
+        # Without a certificate, or with one of another authority, a client gets nowhere.
+        for less in ([], ["--scheduler", address.replace("tls://", "tcp://")]):
+            process = start("train", blocks.path, tmp_path / "m2", "--scheduler", address, *less)
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 1
+            assert "no scheduler answers at" in errors
+            assert "Traceback" not in errors
+        strangers = tmp_path / "strangers"
+        script = Path(__file__).parents[1] / "deploy" / "compose" / "make-certificates.sh"
+        subprocess.run([script, strangers, "1"], check=True, capture_output=True)
+        tls = Tls(*(str(strangers / f"{name}.pem") for name in ("ca", "cert", "key")))
+        with pytest.raises(ClusterError, match="no scheduler answers at"), connect(address, tls):
+            pass
+    assert not (tmp_path / "m2").exists()
+
+
+def test_tls__of_workers_of_our_own(
+    certificates: Path, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    options = ["--tls-ca-file", certificates / "ca.pem", "--tls-cert", certificates / "cert.pem"]
+    command = ["train", blocks.path, tmp_path / "m", *TRAIN, "--workers", "2", *options]
+    process = start(*command, "--tls-key", certificates / "key.pem")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert files(tmp_path / "m") == expected
+    process = start(*command)
+    assert "TLS needs all three files; --tls-key missing" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+
+
+def listening(pid: int) -> set[str]:
+    """Return the addresses that a process and those below it listen on."""
+    import psutil
+
+    parent = psutil.Process(pid)
+    sockets = [one for process in (parent, *parent.children(recursive=True)) for one in process.net_connections()]
+    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+
+
+def test_workers__of_our_own_listen_on_loopback_only(blocks: distmf.Blocks, tmp_path: Path) -> None:
+    process = start("train", blocks.path, tmp_path / "m", *TRAIN, "--epochs", "200", "--workers", "2")
+    wait_for(process, "epoch  5/200")
+    assert listening(process.pid) == {"127.0.0.1"}
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
