@@ -4,7 +4,9 @@ The client is always an argument. On a cluster that others share nothing is conf
 left when a graph ends is what it wrote.
 """
 
+import asyncio
 import contextlib
+import json
 import logging
 import tempfile
 import time
@@ -18,7 +20,8 @@ from typing import Any, NamedTuple, Self
 import dask.config
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.typing import Key
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from dask.utils import parse_timedelta
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, comm
 from distributed.comm.core import CommClosedError
 from distributed.security import Security
 
@@ -33,7 +36,6 @@ POLL_SECONDS = 0.005
 LOOK_SECONDS = 5.0  # between two looks at the workers
 PAUSED_SECONDS = 20.0
 NO_WORKERS_SECONDS = 600.0
-CONNECT_SECONDS = 30
 MAX_SUSPECTS = 3  # in a message
 
 # For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced.
@@ -190,11 +192,15 @@ class ClusterEngine:
 
     def _wait_for_scheduler(self, cause: BaseException) -> None:
         """Return when the client is connected again; raise if it gives up."""
-        deadline = time.monotonic() + CONNECT_SECONDS + 5
+        deadline = time.monotonic() + 1.2 * _connect_seconds()
         while self.client.status == "connecting" and time.monotonic() < deadline:
             time.sleep(0.1)
         if self.client.status != "running":
             raise ClusterError("the connection to the scheduler is lost, and with it the tasks under way") from cause
+
+
+def _connect_seconds() -> float:
+    return float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
 
 
 def _version() -> str:
@@ -300,18 +306,25 @@ def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
     ClusterError
         If nobody answers.
     """
-    is_file = "://" not in scheduler and Path(scheduler).is_file()
-    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
-    security = tls.security() if tls else None
+    security = tls.security() if tls else Security()
     try:
-        client = Client(**where, security=security, timeout=CONNECT_SECONDS, set_as_default=False, name="distmf")
-    except (OSError, ValueError, TypeError, RuntimeError) as err:
+        address = scheduler
+        if "://" not in scheduler and Path(scheduler).is_file():
+            address = json.loads(Path(scheduler).read_bytes())["address"]
+        asyncio.run(_knock(address, security))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as err:
         raise ClusterError(
             f"no scheduler answers at {scheduler}: {' '.join(str(err).split())}; give its address, such as "
             "tcp://host:8786, or its scheduler file, and for tls:// the certificates"
         ) from err
-    with client:
+    with Client(address, security=security, set_as_default=False, name="distmf") as client:
         yield client
+
+
+async def _knock(address: str, security: Security) -> None:
+    """Connect once: a client that cannot would leave threads behind that speak of it at the end of the process."""
+    communication = await comm.connect(address, **security.get_connection_args("client"))
+    await communication.close()
 
 
 @contextlib.contextmanager

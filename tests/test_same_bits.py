@@ -5,8 +5,9 @@ killed, by a driver that is killed and resumed, on a disk and on an object store
 """
 
 import contextlib
-import subprocess
+import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from distmf import MatrixFactorization, block_ratings, graph
 from distmf.filesystem import url_to_fs
 from distmf.kernel import FactorBlock
-from tests.clusters import at_epoch, cluster, start, worker_pids
+from tests.clusters import at_epoch, cluster, start, wait_for, worker_pids
 from tests.clusters import kill as end
 from tests.helpers import files, random_ratings, write
 
@@ -92,17 +93,13 @@ def test_same_bits__when_the_driver_is_killed_at_a_random_moment_and_resumed(
     blocks = block_ratings(write(tmp_path / "r.parquet", TABLE), tmp_path / "blocks", holdout=0.1, grid=(4, 4))
     rng = np.random.default_rng(seed)
     command = ["train", blocks.path, tmp_path / "model", "--rank", 20, "--epochs", 6, "--checkpoint", tmp_path / "c"]
-    n_killed = 0
-    for _ in range(10):
+    for epoch in sorted(rng.choice(range(1, 5), 2, replace=False)):
         process = start(*map(str, [*command, "--resume", "--workers", 2]))
-        try:
-            process.communicate(timeout=rng.uniform(2, 6))
-            break
-        except subprocess.TimeoutExpired:
-            end(process.pid)
-            process.communicate()
-            n_killed += 1
-    assert n_killed
+        wait_for(process, f"epoch {epoch}/6")
+        time.sleep(rng.uniform(0, 0.03))
+        end(process.pid)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it had ended before it could be killed"
     process = start(*map(str, [*command, "--resume", "--threads", 2]))
     assert process.communicate(timeout=60)[0]
     assert process.returncode == 0
