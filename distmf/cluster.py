@@ -21,8 +21,10 @@ import dask.config
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.typing import Key
 from dask.utils import parse_timedelta
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, comm
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
+from distributed.comm.core import connect as connect_to
 from distributed.security import Security
 
 from distmf.engine import Graph, OnDone, key_in_words
@@ -85,18 +87,19 @@ class ClusterEngine:
 
     @property
     def _address(self) -> str:
-        return str(self.client.scheduler_info(n_workers=0)["address"])
+        return str(self._identity()["address"])
 
     def owners(self, n_row_blocks: int) -> list[Hashable]:
         """Return the address of the worker that owns each row block."""
-        self._wait_for_workers()
-        slots = [address for address, worker in self.workers().items() for _ in range(worker["nthreads"])]
+        workers = self._wait_for_workers()
+        slots = [address for address, worker in workers.items() for _ in range(worker["nthreads"])]
         return [slots[row * len(slots) // n_row_blocks] for row in range(n_row_blocks)]
 
     def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """Call a function in every worker; return what it returned or raised, by worker."""
         workers = self.workers()
-        found = self.client.run(function, *args, workers=list(workers), on_error="return")
+        with self._connected(OSError):
+            found = self.client.run(function, *args, workers=list(workers), on_error="return")
         return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
 
     def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
@@ -111,17 +114,15 @@ class ClusterEngine:
         """
         futures: list[Future[Any]] = []
         try:
-            futures = self._submit(graph, keys)
-            return self._results(futures, on_done, _Lookout(self, graph))
+            with self._connected():
+                futures = self._submit(graph, keys)
+                return self._results(futures, on_done, _Lookout(self, graph))
         except KilledWorker as err:
             raise ClusterError(
                 f"{self._suspects(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
                 f"{err.last_worker.address}; look into the workers' logs: too little memory is the usual cause, and "
                 "then a finer grid or fewer workers on a machine help"
             ) from err
-        except (CancelledError, CommClosedError) as err:
-            self._wait_for_scheduler(err)
-            raise GraphLostError("the cluster has lost or cancelled the tasks under way") from err
         finally:
             for future in futures:
                 future.release()
@@ -160,9 +161,27 @@ class ClusterEngine:
 
     def workers(self, status: str = "running") -> dict[str, Any]:
         """Return the workers of a status, by default those that take tasks, by address, in the order of their names."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].items()
+        workers = self._identity()["workers"].items()
         found = [(address, worker) for address, worker in workers if worker["status"] == status]
         return dict(sorted(found, key=lambda pair: (len(str(pair[1]["name"])), str(pair[1]["name"]))))
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what the scheduler says of itself and all its workers, now; the client's own copy has gaps."""
+        with self._connected(OSError):
+            if self.client.scheduler is None:
+                raise CommClosedError("the client is closed")
+            found: dict[str, Any] = self.client.sync(self.client.scheduler.identity, n_workers=-1)
+            return found
+
+    @contextlib.contextmanager
+    def _connected(self, *also: type[Exception]) -> Iterator[None]:
+        """Explain errors that come from the connection to the scheduler."""
+        lost: tuple[type[Exception], ...] = (CancelledError, CommClosedError, ClosedClientError, *also)
+        try:
+            yield
+        except lost as err:
+            self._wait_for_scheduler(err)
+            raise GraphLostError("the cluster has lost or cancelled the tasks under way") from err
 
     def _check_versions(self) -> None:
         """Refuse a cluster with another distmf on it, or none; the scheduler needs it too, to read graphs."""
@@ -176,9 +195,9 @@ class ClusterEngine:
         if wrong:
             raise ClusterError(f"distmf {here} must be installed on scheduler and workers, but {'; '.join(wrong)}")
 
-    def _wait_for_workers(self) -> None:
+    def _wait_for_workers(self) -> dict[str, Any]:
         start = said = time.monotonic()
-        while not self.workers():
+        while not (workers := self.workers()):
             now = time.monotonic()
             if now - start > NO_WORKERS_SECONDS:
                 raise ClusterError(
@@ -189,6 +208,7 @@ class ClusterEngine:
                 said = now
                 logger.warning("waiting for workers to join the cluster")
             time.sleep(0.1)
+        return workers
 
     def _wait_for_scheduler(self, cause: BaseException) -> None:
         """Return when the client is connected again; raise if it gives up."""
@@ -323,7 +343,7 @@ def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
 
 async def _knock(address: str, security: Security) -> None:
     """Connect once: a client that cannot would leave threads behind that speak of it at the end of the process."""
-    communication = await comm.connect(address, **security.get_connection_args("client"))
+    communication = await connect_to(address, **security.get_connection_args("client"))
     await communication.close()
 
 

@@ -182,6 +182,7 @@ def client_for(given: dict[str, Any]) -> Iterator[Any]:
         return
     from distmf import cluster  # noqa: PLC0415 (imports distributed, which takes a second)
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # below, of what the engine mends or explains
     tls = None if missing else cluster.Tls(**files)
     with cluster.connect(scheduler, tls) if workers is None else cluster.local_cluster(workers, tls) as client:
         yield client

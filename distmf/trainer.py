@@ -287,6 +287,7 @@ class _Watch:
         self.epochs, self.costs = list(begin.epochs), list(begin.costs)
         self.values: dict[Any, Any] = {}
         self.snapshots = dict(generation.snapshots)
+        self.n_slots = trainer.engine.n_slots
         self.start = self.passed = time.perf_counter()
 
     def on_done(self, key: Any, value: Any) -> None:
@@ -317,7 +318,7 @@ class _Watch:
         step = self._step(n)
         assert step is not None
         now = time.perf_counter()
-        utilization = min(1.0, kernel_seconds / ((now - self.passed) * trainer.engine.n_slots))
+        utilization = min(1.0, kernel_seconds / ((now - self.passed) * self.n_slots))
         self.passed = now
         train_rmse = trainer.rmse(cost.train)
         assert train_rmse is not None

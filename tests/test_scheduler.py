@@ -134,7 +134,7 @@ def test_scheduler__that_is_lost_loses_nothing(
         started[0].kill()
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1
-        assert "the connection to the scheduler is lost" in errors
+        assert "the connection to the scheduler is lost" in errors, errors
         assert f"epochs are safe in {tmp_path / 'c'}; go on from there with --resume" in errors
         assert "Traceback" not in errors
     process = start(*command, "--resume", "--threads", "2")
