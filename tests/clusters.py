@@ -1,6 +1,7 @@
 """Clusters for tests, and what can happen to them in the middle of a training."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -79,3 +80,50 @@ def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 60) -> 
             return line
         assert time.monotonic() < deadline
     raise AssertionError(f"{text!r} did not come, but {''.join(seen)}")
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yield a list; the processes that were put into it are ended."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        yield started
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait()
+
+
+def _run(command: list[str | Path], folder: Path) -> subprocess.Popen[bytes]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "DASK_TEMPORARY_DIRECTORY": str(folder), "TMPDIR": str(folder)}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen([*map(str, command)], stdout=log, stderr=log, env=environment)
+
+
+def start_scheduler(started: list[subprocess.Popen[bytes]], folder: Path, *options: str | Path) -> Path:
+    """Start a scheduler on loopback and return its file, which is in `folder` as is all that it writes."""
+    file = folder / "scheduler.json"
+    listen = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+    started.append(_run(["dask", "scheduler", "--scheduler-file", file, *listen, *options], folder))
+    for _ in range(300):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads(file.read_text())
+            return file
+        time.sleep(0.1)
+    raise AssertionError(f"no {file.name}")
+
+
+def start_worker(
+    started: list[subprocess.Popen[bytes]], folder: Path, name: str, *options: str | Path, before: str = ""
+) -> None:
+    """Start a worker of one thread; `before` is a shell command that is run first, in a file system of its own."""
+    join = ["--scheduler-file", folder / "scheduler.json", "--host", "127.0.0.1", "--nthreads", "1"]
+    command = ["dask", "worker", *join, "--name", name]
+    command += ["--local-directory", folder, "--dashboard-address", "127.0.0.1:0", *options]
+    if before:
+        command = ["unshare", "--mount", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
+    started.append(_run(command, folder))

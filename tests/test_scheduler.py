@@ -1,14 +1,10 @@
 """The commands on a cluster that somebody else started: TLS, storage that not all see, a scheduler that is lost."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import dask.config
@@ -19,10 +15,9 @@ import distmf
 from distmf import MatrixFactorization, block_ratings
 from distmf.cluster import Tls, connect
 from distmf.errors import ClusterError, StoreError
-from tests.clusters import start, wait_for
+from tests.clusters import processes, start, start_scheduler, start_worker, wait_for
 from tests.helpers import files, random_ratings, write
 
-DASK = [sys.executable, "-m", "distributed.cli"]
 TRAIN = ["--rank", "12", "--epochs", "60", "--tol", "0"]
 
 
@@ -38,60 +33,6 @@ def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("expected")
     MatrixFactorization(12, epochs=60, tol=0).fit(blocks).save(folder / "m")
     return files(folder / "m")
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Yield a list; the processes that were put into it are ended."""
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        yield started
-    finally:
-        for process in reversed(started):
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-            process.wait()
-
-
-def run(command: list[str | Path], folder: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "DASK_TEMPORARY_DIRECTORY": str(folder), "TMPDIR": str(folder)}
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen([*map(str, command)], stdout=log, stderr=log, env=environment)
-
-
-def start_scheduler(started: list[subprocess.Popen[bytes]], folder: Path, *options: str | Path) -> Path:
-    """Start a scheduler and return its file."""
-    file = folder / "scheduler.json"
-    listen = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-    started.append(run(["dask", "scheduler", "--scheduler-file", file, *listen, *options], folder))
-    return wait_until_written(file)
-
-
-def start_worker(
-    started: list[subprocess.Popen[bytes]], folder: Path, name: str, *options: str | Path, before: str = ""
-) -> None:
-    file = folder / "scheduler.json"
-    command = ["dask", "worker", "--scheduler-file", file, "--host", "127.0.0.1", "--nthreads", "1", "--name", name]
-    command += ["--local-directory", folder, "--dashboard-address", "127.0.0.1:0", *options]
-    if before:
-        command = ["unshare", "--mount", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
-    started.append(run(command, folder))
-
-
-def wait_until_written(file: Path) -> Path:
-    for _ in range(300):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads(file.read_text())
-            return file
-        time.sleep(0.1)
-    raise AssertionError(f"no {file.name}")
-
-
-@pytest.fixture(autouse=True)
-def tools_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture
