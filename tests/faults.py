@@ -101,6 +101,10 @@ class Driver:
         """Wait for the end; return the exit code."""
         code = self.process.wait(seconds)
         self.reader.join()
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        self.process.stderr.close()
+        self.process.stdout.close()
         return code
 
 
@@ -196,7 +200,7 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
                 assert driver.end(deadline - time.monotonic()) == 0, "".join(driver.said)
             finally:
                 driver.process.kill()
-                driver.reader.join()
+                driver.end(10)
         # Workers whose nanny was killed notice it after a moment.
         until = time.monotonic() + 10
         while alive(mark) and time.monotonic() < until:
@@ -212,9 +216,7 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
     assert len(states) <= N_STATES, states
     whole = sorted(f"{side}-{n:05}.bin" for side in ("rows", "cols") for n in range(2 * n_workers))
     assert all(state == whole for state in states), states
-    say(
-        f"{len(kills)} kills, {driver.n_resumed} times resumed: the same bytes, nothing else in the folders, no processes"
-    )
+    say(f"{len(kills)} kills, {driver.n_resumed} times resumed: same bytes, nothing else in the folders, no processes")
 
 
 def main(arguments: list[str] | None = None) -> None:
