@@ -179,6 +179,12 @@ def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -
             checkpoint.sweep()
 
 
+def read_checkpoint(folder: Folder) -> tuple[dict[str, Any], list[tuple[Epoch, ...]]]:
+    """Return what is trained on what, and the history up to each of the states from which it can go on."""
+    manifest = folder.read_manifest(KIND)
+    return manifest["settings"], [tuple(Epoch(*epoch) for epoch in state["epochs"]) for state in manifest["states"]]
+
+
 def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse to go on with something else; only "epochs" may grow."""
     for name in {**there, **here}:

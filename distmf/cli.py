@@ -272,7 +272,7 @@ def recommend(
 @click.argument("path")
 @output_options
 def inspect(path: str, as_json: bool, quiet: bool) -> None:
-    """Say what blocks or a model hold.
+    """Say what blocks, a checkpoint or a model hold.
 
     PATH is a folder, or the URL of one.
     """

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from distmf.blocks import Blocks, is_blocks, open_blocks
+from distmf.checkpoint import KIND as CHECKPOINT
+from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
+from distmf.lock import holder_of
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
@@ -26,7 +29,9 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         return _describe_blocks(open_blocks(path))
     if folder.is_a(MODEL):
         return _describe_model(load(path), str(folder))
-    what = "there are neither blocks nor a model in it" if folder.exists() else "it does not exist"
+    if folder.is_a(CHECKPOINT):
+        return _describe_checkpoint(folder)
+    what = "there are no blocks, no checkpoint and no model in it" if folder.exists() else "it does not exist"
     raise StoreError(f"{folder}: {what}; distmf block and distmf train write such folders")
 
 
@@ -78,6 +83,32 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "seed": str(blocks.settings["seed"]),
     }
     return found, _in_words(f"Blocks in {blocks.path}", lines)
+
+
+def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:
+    settings, states = read_checkpoint(folder)
+    epochs = [len(history) for history in states]
+    last = states[-1][-1] if states and states[-1] else None
+    driver = holder_of(folder)
+    found = {
+        "kind": "checkpoint",
+        "path": str(folder),
+        "epochs": epochs[-1] if epochs else 0,
+        "states": epochs,
+        "train_rmse": last and last.train_rmse,
+        "holdout_rmse": last and last.holdout_rmse,
+        "settings": settings,
+        "driver": driver,
+    }
+    holdout = "" if last is None or last.holdout_rmse is None else f", holdout RMSE {last.holdout_rmse:.4f}"
+    rmse = f"; train RMSE {last.train_rmse:.4f}{holdout} in the last of them" if last else ""
+    lines = {
+        "epochs": f"{found['epochs']} of {settings['epochs']} done{rmse}",
+        "kept": f"the states after {' and '.join(map(str, epochs))} epochs" if epochs else "nothing yet",
+        "driver": driver or "none; distmf train … --checkpoint FOLDER --resume goes on",
+        **{name: str(value) for name, value in settings.items() if name != "epochs"},
+    }
+    return found, _in_words(f"Checkpoint in {folder}", lines)
 
 
 def _describe_model(mf: MatrixFactorization, path: str) -> tuple[dict[str, Any], str]:

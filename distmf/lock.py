@@ -152,6 +152,12 @@ class DriverLock:
             logger.warning("%s", err)
 
 
+def holder_of(folder: Folder) -> str | None:
+    """Return in words which process holds a folder, or held it when it died; None if nobody does."""
+    holder = DriverLock(folder)._holder()
+    return holder and f"{holder}{' (dead)' if holder.process.state() == 'dead' else ''}"
+
+
 def _claim(token: str) -> str:
     return f"{TEMPORARY}/{token}"
 

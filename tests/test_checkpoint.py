@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from distributed import Client
 
 import distmf
 from distmf import MatrixFactorization, block_ratings, checkpoint, store, trainer
+from distmf.describe import describe
 from distmf.errors import StoreError
 from tests.clusters import at_epoch, cluster, start, wait_for
 from tests.helpers import files, random_ratings, write
@@ -221,24 +221,10 @@ def test_checkpoint__is_of_one_driver(blocks: distmf.Blocks, tmp_path: Path) -> 
     refused: list[str] = []
 
     def second() -> None:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "distmf",
-                "train",
-                blocks.path,
-                tmp_path / "m2",
-                "--checkpoint",
-                tmp_path / "c",
-                "--resume",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 1
-        refused.append(done.stderr)
+        assert describe(tmp_path / "c")[0]["driver"].startswith(f"process {os.getpid()} on")
+        process = start("train", blocks.path, tmp_path / "m2", "--checkpoint", tmp_path / "c", "--resume")
+        refused.append(process.communicate(timeout=60)[1])
+        assert process.returncode == 1
 
     with at_epoch(3, second):
         MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c")

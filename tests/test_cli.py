@@ -79,6 +79,18 @@ def test_train__from_blocks_and_from_raw_ratings_is_the_same(folder: Path, tmp_p
     assert without["holdout_rmse"] is None
 
 
+def test_inspect__says_where_a_checkpoint_is(folder: Path, tmp_path: Path) -> None:
+    settings = "--epochs", 5, "--rank", 8, "--checkpoint", tmp_path / "c"
+    trained = as_json(run("train", folder / "blocks", tmp_path / "m", *settings, "--json"))
+    found = as_json(run("inspect", tmp_path / "c", "--json"))
+    assert (found["kind"], found["epochs"], found["states"], found["driver"]) == ("checkpoint", 5, [4, 5], None)
+    assert found["holdout_rmse"] == pytest.approx(trained["holdout_rmse"], abs=0.05)
+    assert found["settings"]["rank"] == 8
+    text = run("inspect", tmp_path / "c").stdout
+    for words in ("5 of 5 done; train RMSE", "the states after 4 and 5 epochs", "none; distmf train …", "rank"):
+        assert words in text
+
+
 def test_train__passes_every_option_on(folder: Path, tmp_path: Path) -> None:
     options = {"rank": 3, "reg": 0.2, "bias_reg": 0.3, "epochs": 4, "step_size": 0.01, "step_decay": 0.9, "tol": 0.5}
     options |= {"target_cost": 0.125, "seed": 9}
@@ -178,7 +190,7 @@ def test_demo__shows_what_it_does() -> None:
         (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
         (["recommend", "{folder}/none", "o"], "model.json is missing"),
         (["recommend", "{folder}/model", "o", "--exclude", "{folder}/none"], "manifest.json is missing"),
-        (["inspect", "{folder}"], "there are neither blocks nor a model in it"),
+        (["inspect", "{folder}"], "there are no blocks, no checkpoint and no model in it"),
         (["inspect", "{folder}/none"], "it does not exist"),
     ],
 )
