@@ -8,8 +8,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 remove_everything() {
     set +e
-    kill -KILL "${apart:-}" 2>/dev/null && wait "$apart" 2>/dev/null
-    find /sys/fs/cgroup -depth -path '*/libpod_parent*' -type d -exec rmdir {} + 2>/dev/null
+    local first  # process of the namespace, which goes when all others are gone
+    first=$(pgrep --parent "${apart:-none}" 2>/dev/null) && disown "$apart" && kill -KILL "$apart"
+    while kill -0 "$first" 2>/dev/null; do sleep 0.2; done
+    find /sys/fs/cgroup -depth -type d \( -path '*/libpod_parent*' -o -name 'buildah-*' \) -exec rmdir {} + 2>/dev/null
     rm -rf "$work" || exit 1
     say "removed everything"
 }
