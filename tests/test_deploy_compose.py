@@ -2,11 +2,11 @@
 
 import importlib.util
 import os
+import re
 import signal
 import ssl
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,20 +189,26 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap and names
 
 
 @contextmanager
-def trying() -> Iterator["subprocess.Popen[str]"]:
-    """Run try.sh; when the block ends it must have ended, and nothing of it be left."""
-    with tempfile.TemporaryDirectory() as folder:  # a short name, as that of a socket may have 107 characters only
-        environment = {**os.environ, "PATH": PATH, "TMPDIR": folder}
-        process = subprocess.Popen([COMPOSE / "try.sh"], env=environment, stdout=subprocess.PIPE, text=True)
-        try:
-            yield process
-            assert process.poll() is not None
-        finally:
-            process.terminate()
-            process.wait(60)
-        assert list(Path(folder).iterdir()) == []
-        assert folder not in Path("/proc/self/mountinfo").read_text()
-        assert [path for path in Path("/proc").glob("[0-9]*/environ") if folder.encode() in read(path)] == []
+def trying(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run try.sh with a temporary folder; when the block ends it must have ended, and nothing of it be left."""
+    groups = control_groups()
+    environment = {**os.environ, "PATH": PATH, "TMPDIR": str(folder)}
+    process = subprocess.Popen([COMPOSE / "try.sh"], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+        assert process.poll() is not None
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert list(folder.iterdir()) == []
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    assert [path for path in Path("/proc").glob("[0-9]*/environ") if bytes(folder) in read(path)] == []
+    assert control_groups() <= groups
+
+
+def control_groups() -> set[Path]:
+    """Return the control groups of containers, running ones or not, and of builds."""
+    return {path for path in Path("/sys/fs/cgroup").rglob("*") if re.search("/(libpod_parent|buildah-)", str(path))}
 
 
 def read(path: Path) -> bytes:
@@ -216,8 +222,8 @@ def read(path: Path) -> bytes:
 @pytest.mark.deploy
 @needs_podman
 @needs_root
-def test_try__ends_with_the_same_bytes_whatever_was_killed() -> None:
-    with trying() as process:
+def test_try__ends_with_the_same_bytes_whatever_was_killed(tmp_path: Path) -> None:
+    with trying(tmp_path) as process:
         output, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, output
     assert output.count("blocks and model are the same bytes") == 2
@@ -228,8 +234,8 @@ def test_try__ends_with_the_same_bytes_whatever_was_killed() -> None:
 @pytest.mark.deploy
 @needs_podman
 @needs_root
-def test_try__leaves_nothing_behind_when_it_is_ended_on_the_way() -> None:
-    with trying() as process:
+def test_try__leaves_nothing_behind_when_it_is_ended_on_the_way(tmp_path: Path) -> None:
+    with trying(tmp_path) as process:
         assert process.stdout
         assert "trained outside" in process.stdout.readline()
         time.sleep(5)  # debootstrap is at work, and has mounted things

@@ -53,6 +53,7 @@ log_driver = "k8s-file"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
+tmp_dir = "/run/distmf/libpod"
 [network]
 network_backend = "netavark"
 network_config_dir = "$work/networks"
@@ -61,13 +62,13 @@ EOF
 [storage]
 driver = "overlay"
 graphroot = "$work/storage"
-runroot = "$work/run"
+runroot = "/run/distmf/storage"
 EOF
     export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf
-    export DISABLE_HC_SYSTEMD=true DOCKER_HOST=unix://$work/podman.sock
+    export DISABLE_HC_SYSTEMD=true DOCKER_HOST=unix:///run/podman.sock
     podman system service --time 0 "$DOCKER_HOST" >"$work/service.log" 2>&1 &
     check_health >/dev/null 2>&1 &
-    until_true 30 "socket of podman" test -S "$work/podman.sock"
+    until_true 30 "socket of podman" test -S /run/podman.sock
 }
 
 # write_elsewhere FOLDER...: what is written there from now on lies in "$work"
