@@ -44,7 +44,7 @@ with_network() { nsenter --net="$MACHINE" "$@"; }
 
 start_podman() {
     # Limits are not raised, as that may be forbidden; runc, as crun refuses a mixture of both versions of cgroups;
-    # nothing from systemd, which cannot be reached from here.
+    # nothing from systemd, which cannot be reached from here. What needs a short path is in /run.
     cat >"$work/containers.conf" <<EOF
 [containers]
 default_ulimits = ["nofile=$(ulimit -n):$(ulimit -n)", "nproc=4096:4096"]
