@@ -193,13 +193,12 @@ def trying(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """Run try.sh with a temporary folder; when the block ends it must have ended, and nothing of it be left."""
     groups = control_groups()
     environment = {**os.environ, "PATH": PATH, "TMPDIR": str(folder)}
-    process = subprocess.Popen([COMPOSE / "try.sh"], env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-        assert process.poll() is not None
-    finally:
-        process.terminate()
-        process.wait(60)
+    with subprocess.Popen([COMPOSE / "try.sh"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+            assert process.poll() is not None
+        finally:
+            process.terminate()
     assert list(folder.iterdir()) == []
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
     assert [path for path in Path("/proc").glob("[0-9]*/environ") if bytes(folder) in read(path)] == []
