@@ -2,7 +2,7 @@
 # Tries it for real and removes everything again: builds the image on a base made of Debian packages; trains on a
 # cluster of containers, plain and with TLS; kills a worker, the training and the scheduler on the way; and compares
 # blocks and models with those made outside, byte for byte.
-# Usage: try.sh     as root; installs what is missing; takes about four minutes
+# Usage: try.sh     as root; installs what is missing; takes six to nine minutes
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
