@@ -1,15 +1,29 @@
-"""What a deployment's files may say: command lines that parse, settings that Dask knows."""
+"""What a deployment's files may say: command lines that parse, settings that Dask knows; and what its tests need."""
 
 import ast
 import copy
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 import dask.config
 import distributed  # noqa: F401 (adds its settings to those of dask)
+import pytest
 from distributed.cli import dask_scheduler, dask_worker
 
 from distmf.cli import main
+
+# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH; daemons are in /usr/sbin.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
+
+
+def needs(*tools: str, install: str = "pip install '.[deploy]'") -> pytest.MarkDecorator:
+    """Return a mark that skips a test where tools are missing, and says which."""
+    missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}: {install}")
 
 
 def elsewhere(command: click.Command) -> click.Command:

