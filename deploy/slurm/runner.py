@@ -7,7 +7,6 @@ Dask's configuration says so.
 import asyncio
 import os
 import sys
-from typing import Any
 
 import dask.config
 from dask_jobqueue.slurm import SLURMRunner
@@ -35,23 +34,17 @@ class Runner(SLURMRunner):
         self.scheduler_comm = rpc(self.scheduler_address, connection_args=arguments)
 
 
-def resources() -> dict[str, Any]:
-    """Return what Slurm allots to a worker, as Dask's options."""
-    threads = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    megabytes = os.environ.get("SLURM_MEM_PER_CPU")
-    return {"nthreads": threads, "memory_limit": int(megabytes) * threads << 20 if megabytes else "auto"}
-
-
 if __name__ == "__main__":
     scheduler_file, *command = sys.argv[1:]
     # What is not said to listen on the interface would listen on all.
     listen = {"interface": os.environ["DISTMF_INTERFACE"], "dashboard_address": "127.0.0.1:0"}
+    megabytes = os.environ.get("SLURM_MEM_PER_CPU")  # not there after --mem
+    worker = {"nthreads": 1, "memory_limit": f"{megabytes} MiB" if megabytes else "auto"}
     with (
         dask.config.set(SETTINGS),
-        Runner(scheduler_file=scheduler_file, scheduler_options=listen, worker_options=listen | resources()) as runner,
+        Runner(scheduler_file=scheduler_file, scheduler_options=listen, worker_options=listen | worker) as runner,
     ):
-        # All workers first: row blocks get their homes at the start, and a worker that came when all is over would wait
-        # for a scheduler for ever.
+        # All workers first: row blocks get their homes at the start.
         with Client(runner.scheduler_address) as client:
             client.wait_for_workers(runner.n_workers, timeout=WORKERS_SECONDS)
         main([*command, "--scheduler", runner.scheduler_address], prog_name="distmf")

@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# Tries it for real, on a Slurm of this one machine: a job that is killed in every way and goes on, over TLS at last, and
+# Tries it for real, on a Slurm of this one machine: a job that is killed in every way and goes on, with TLS at last, and
 # workers that are jobs of their own. Each model must be that of an undisturbed training in threads, byte for byte.
-# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes one or two minutes
+# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes two minutes
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ "${1:-}" = --beside-slurm ] || exec "$here/one_node.sh" "$here/try.sh" --beside-slurm
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-trap cleanup EXIT
+source "$here/../lib.sh"
+
 cleanup() {
     local status=$?
     [ "$status" = 0 ] || tail -n 30 "$work"/job/*.log >&2
-    rm -rf "$work"
+    # shellcheck disable=SC2046  # one word each
+    kill_all $(jobs -p)
 }
-if [ "${1:-}" != --beside-slurm ]; then
-    trap - EXIT
-    rm -rf "$work"
-    exec "$deploy/slurm/one_node.sh" "$deploy/slurm/try.sh" --beside-slurm
-fi
+trap cleanup EXIT
 
-options=(--rank 16 --epochs 150 --tol 0 --checkpoint-every 2)
+options=(--rank 16 --epochs 100 --tol 0)
 export SLURM_WAIT=3
 
 # submit ARGUMENT...: sets $job
@@ -29,11 +28,9 @@ has_ended() { [[ $(field JobState) =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_
 has_logged() { grep -qs "$2" "$1"; }
 goes_on() { [ "$(grep -c '^going on after epoch' train.log)" = "$1" ]; }
 
-# goes_on_requeued TIMES: skips the two minutes that Slurm lets a requeued job wait
+# goes_on_requeued TIMES
 goes_on_requeued() {
     until_true 30 "requeueing, restart $1" is Restarts "$1"
-    until_true 30 "end of the job's remains" is JobState PENDING
-    scontrol update JobId="$job" StartTime=now
     until_true 60 "going on, restart $1" goes_on "$1"
 }
 
@@ -79,9 +76,10 @@ train_and_kill() {
     say "cancelled the job and submitted it again, with TLS: the same bytes as in threads without interruption"
 }
 
+# From here on, for all.
 use_tls() {
     "$deploy/compose/make-certificates.sh" "$work/tls" 1 2>certificates.log || fail "$(tail -n 3 certificates.log)"
-    sed "s|/path/to/tls|$work/tls|g" "$deploy/slurm/tls.yaml" >dask.yaml
+    sed "s|/path/to/tls|$work/tls|g" "$here/tls.yaml" >dask.yaml
     export DASK_CONFIG=$PWD/dask.yaml
 }
 
@@ -94,8 +92,8 @@ hand_on_exit_codes() {
 
 # All workers are lost on the way, and replaced.
 train_from_login_node() {
-    python3 "$deploy/slurm/login_node.py" "$work/blocks" model-of-jobs checkpoint-of-jobs --interface lo --jobs 2 \
-        --memory 500MiB --rank 16 --epochs 60 2>login_node.log &
+    python3 "$here/login_node.py" --interface lo --jobs 2 --memory 500MiB \
+        train "$work/blocks" model-of-jobs --checkpoint checkpoint-of-jobs --resume "${options[@]}" 2>login_node.log &
     local driver=$!
     until_true 60 "tenth epoch of the driver on the login node" has_logged login_node.log '^epoch *10/'
     squeue --noheader --format=%i | xargs scancel --full --signal=KILL
@@ -103,22 +101,21 @@ train_from_login_node() {
     say "killed the jobs of all workers"
     until_true 120 "end of the driver on the login node" has_no_process "$driver"
     wait "$driver" || fail "the driver on the login node: exit code $?"
-    same_model model-of-jobs "$work/reference-of-jobs"
-    until_true 30 "end of the workers' jobs" no_jobs
+    same_model model-of-jobs "$work/reference"
+    until_true 30 "end of the workers' jobs" has_no_jobs
     say "trained from the login node, with new workers: the same bytes again"
 }
 has_no_process() { ! kill -0 "$1" 2>/dev/null; }
-no_jobs() { [ -z "$(squeue --noheader)" ]; }
+has_no_jobs() { [ -z "$(squeue --noheader)" ]; }
 
 need_commands sbatch openssl
 need_python dask_jobqueue
 small_blocks
-distmf train "$work/blocks" "$work/reference" --threads 2 --rank 16 --epochs 150 --tol 0 -q >/dev/null
-distmf train "$work/blocks" "$work/reference-of-jobs" --threads 2 --rank 16 --epochs 60 -q >/dev/null
+distmf train "$work/blocks" "$work/reference" --threads 2 "${options[@]}" -q >/dev/null
 mkdir "$work/job"
 cd "$work/job"
-cp "$deploy"/slurm/{distmf.sbatch,runner.py} .
-[ -n "${ONLY:-}" ] ||train_and_kill
+cp "$here"/{distmf.sbatch,runner.py} .
+train_and_kill
 hand_on_exit_codes
 train_from_login_node
 say "all is well"
