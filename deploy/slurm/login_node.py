@@ -11,7 +11,7 @@ import signal
 
 import click
 import dask.config
-from dask_jobqueue import SLURMCluster
+from dask_jobqueue.slurm import SLURMCluster
 from distributed import Client
 
 from distmf.cli import main

@@ -7,6 +7,7 @@ Dask's configuration says so.
 import asyncio
 import os
 import sys
+from typing import Any
 
 import dask.config
 from dask_jobqueue.slurm import SLURMRunner
@@ -22,6 +23,8 @@ WORKERS_SECONDS = 600
 
 class Runner(SLURMRunner):
     """What dask-jobqueue has, but for two of its flaws."""
+
+    scheduler_comm: Any
 
     async def get_scheduler_address(self) -> str:
         """Return the address when the scheduler's file is complete; the base class fails on half a file."""

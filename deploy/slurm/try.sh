@@ -15,7 +15,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-options=(--rank 16 --epochs 100 --tol 0)
+options=(--rank 16 --epochs 50 --tol 0)
 export SLURM_WAIT=3
 
 # submit ARGUMENT...: sets $job
@@ -30,8 +30,8 @@ goes_on() { [ "$(grep -c '^going on after epoch' train.log)" = "$1" ]; }
 
 # goes_on_requeued TIMES
 goes_on_requeued() {
-    until_true 30 "requeueing, restart $1" is Restarts "$1"
-    until_true 60 "going on, restart $1" goes_on "$1"
+    until_true 60 "requeueing, restart $1" is Restarts "$1"
+    until_true 120 "going on, restart $1" goes_on "$1"
 }
 
 # pids_of_tasks [TASK]: of the job's srun, and of one task only: 0 is the scheduler, 1 the driver
@@ -51,7 +51,7 @@ sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
 train_and_kill() {
     local pid
     submit train "$work/blocks" model --checkpoint checkpoint "${options[@]}"
-    until_true 60 "tenth epoch" has_logged train.log '^epoch *10/'
+    until_true 120 "fifth epoch" has_logged train.log '^epoch *5/'
     listens_on_loopback_only
     pid=$(pids_of_tasks 1)
     kill -KILL "$pid" || fail "the driver ended before it could be killed"
@@ -63,13 +63,13 @@ train_and_kill() {
     say "sent the signal of a time that is nearly over: it goes on"
 
     scancel "$job"
-    until_true 60 "end of the cancelled job" has_ended
+    until_true 120 "end of the cancelled job" has_ended
     is JobState CANCELLED || fail "a cancelled job is $(field JobState)"
     use_tls
     submit train "$work/blocks" model --checkpoint checkpoint "${options[@]}"
-    until_true 60 "going on after the job was cancelled" goes_on 3
+    until_true 120 "going on after the job was cancelled" goes_on 3
     grep -q '"address": "tls://' "distmf-scheduler-$job.json" || fail "the scheduler's address is not tls://"
-    until_true 120 "end of the job" has_ended
+    until_true 300 "end of the job" has_ended
     is JobState COMPLETED || fail "the job $(field JobState)"
     [ "$(grep -c '^epoch *1/' train.log)" = 1 ] || fail "it began anew instead of going on"
     same_model model "$work/reference"
@@ -85,7 +85,7 @@ use_tls() {
 
 hand_on_exit_codes() {
     submit train "$work/nowhere" model --checkpoint elsewhere
-    until_true 60 "end of a job that cannot work" has_ended
+    until_true 120 "end of a job that cannot work" has_ended
     [ "$(field ExitCode) $(field Restarts)" = "1:0 0" ] || fail "exit code $(field ExitCode), restarts $(field Restarts)"
     say "a job that cannot work ends with exit code 1, and is not repeated"
 }
@@ -93,16 +93,16 @@ hand_on_exit_codes() {
 # All workers are lost on the way, and replaced.
 train_from_login_node() {
     python3 "$here/login_node.py" --interface lo --jobs 2 --memory 500MiB \
-        train "$work/blocks" model-of-jobs --checkpoint checkpoint-of-jobs --resume "${options[@]}" 2>login_node.log &
+        train "$work/blocks" model-of-jobs --checkpoint checkpoint-of-jobs --resume "${options[@]}" >login_node.log 2>&1 &
     local driver=$!
-    until_true 60 "tenth epoch of the driver on the login node" has_logged login_node.log '^epoch *10/'
+    until_true 120 "fifth epoch of the driver on the login node" has_logged login_node.log '^epoch *5/'
     squeue --noheader --format=%i | xargs scancel --full --signal=KILL
     [ ! -e model-of-jobs ] || fail "the training ended before its workers could be killed"
     say "killed the jobs of all workers"
-    until_true 120 "end of the driver on the login node" has_no_process "$driver"
+    until_true 300 "end of the driver on the login node" has_no_process "$driver"
     wait "$driver" || fail "the driver on the login node: exit code $?"
     same_model model-of-jobs "$work/reference"
-    until_true 30 "end of the workers' jobs" has_no_jobs
+    until_true 60 "end of the workers' jobs" has_no_jobs
     say "trained from the login node, with new workers: the same bytes again"
 }
 has_no_process() { ! kill -0 "$1" 2>/dev/null; }
