@@ -65,6 +65,22 @@ def test_job__on_several_nodes_asks_for_their_interface() -> None:
     assert "DISTMF_INTERFACE: is not set; it names the network interface" in done.stderr
 
 
+@needs_jobqueue
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"DISTMF_INTERFACE": "nowhere"}, "'nowhere' is not a valid network interface"),
+        ({"DISTMF_INTERFACE": "lo", "DASK_CONFIG": str(SLURM / "tls.yaml")}, "No such file or directory"),
+    ],
+    ids=["interface", "certificates"],
+)
+def test_runner__ends_every_task_at_once_if_all_are_set_up_wrongly(wrong: dict[str, str], complaint: str) -> None:
+    task = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}  # a worker, and there is no scheduler
+    done = run(sys.executable, SLURM / "runner.py", "scheduler.json", "train", **task, **wrong)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+
+
 def processes_beside(folder: Path) -> list[str]:
     """Return the command lines of processes that were told of a Slurm in a folder."""
     found = []

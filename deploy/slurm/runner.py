@@ -13,7 +13,7 @@ import dask.config
 from dask_jobqueue.slurm import SLURMRunner
 from distributed import Client, rpc
 from distributed.security import Security
-from distributed.utils import json_load_robust
+from distributed.utils import get_ip_interface, json_load_robust
 
 from distmf.cli import main
 from distmf.cluster import SETTINGS
@@ -26,6 +26,10 @@ class Runner(SLURMRunner):
 
     scheduler_comm: Any
 
+    def __init__(self, **options: Any) -> None:
+        self.connection_args = Security().get_connection_args("client")
+        super().__init__(**options)
+
     async def get_scheduler_address(self) -> str:
         """Return the address when the scheduler's file is complete; the base class fails on half a file."""
         found = await asyncio.to_thread(json_load_robust, self.scheduler_file)
@@ -33,14 +37,14 @@ class Runner(SLURMRunner):
 
     async def before_client_start(self) -> None:
         """Get ready to end the scheduler, over TLS too; the base class would connect without certificates."""
-        arguments = Security().get_connection_args("client")
-        self.scheduler_comm = rpc(self.scheduler_address, connection_args=arguments)
+        self.scheduler_comm = rpc(self.scheduler_address, connection_args=self.connection_args)
 
 
 if __name__ == "__main__":
     scheduler_file, *command = sys.argv[1:]
-    # What is not said to listen on the interface would listen on all.
-    listen = {"interface": os.environ["DISTMF_INTERFACE"], "dashboard_address": "127.0.0.1:0"}
+    # Of a wrong interface all tasks hear, as of wrong certificates, and end: a scheduler alone would leave them waiting.
+    # What is not said to listen there would listen on all.
+    listen = {"host": get_ip_interface(os.environ["DISTMF_INTERFACE"]), "dashboard_address": "127.0.0.1:0"}
     megabytes = os.environ.get("SLURM_MEM_PER_CPU")  # not there after --mem
     worker = {"nthreads": 1, "memory_limit": f"{megabytes} MiB" if megabytes else "auto"}
     with (

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries it for real, on a Slurm of this one machine: a job that is killed in every way and goes on, with TLS at last, and
 # workers that are jobs of their own. Each model must be that of an undisturbed training in threads, byte for byte.
-# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes two minutes
+# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes two to four minutes
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ "${1:-}" = --beside-slurm ] || exec "$here/one_node.sh" "$here/try.sh" --beside-slurm
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
@@ -15,7 +15,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-options=(--rank 16 --epochs 50 --tol 0)
+options=(--rank 16 --epochs 40 --tol 0)
 export SLURM_WAIT=3
 
 # submit ARGUMENT...: sets $job
