@@ -42,7 +42,7 @@ class Runner(SLURMRunner):
 
 if __name__ == "__main__":
     scheduler_file, *command = sys.argv[1:]
-    # Of a wrong interface all tasks hear, as of wrong certificates, and end: a scheduler alone would leave them waiting.
+    # A wrong interface or certificate ends every task: a scheduler that ended alone would keep the others waiting.
     # What is not said to listen there would listen on all.
     listen = {"host": get_ip_interface(os.environ["DISTMF_INTERFACE"]), "dashboard_address": "127.0.0.1:0"}
     megabytes = os.environ.get("SLURM_MEM_PER_CPU")  # not there after --mem
