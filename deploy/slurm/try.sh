@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# Tries it for real, on a Slurm of this one machine: a job that is killed in every way and goes on, over TLS at last, and
+# Tries it for real, on a Slurm of this one machine: a job that is killed in every way and goes on, with TLS at last, and
 # workers that are jobs of their own. Each model must be that of an undisturbed training in threads, byte for byte.
-# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes one or two minutes
+# Usage: try.sh     installs what is missing (Debian packages only as root or with sudo); takes two to four minutes
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ "${1:-}" = --beside-slurm ] || exec "$here/one_node.sh" "$here/try.sh" --beside-slurm
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
-trap cleanup EXIT
+source "$here/../lib.sh"
+
 cleanup() {
     local status=$?
     [ "$status" = 0 ] || tail -n 30 "$work"/job/*.log >&2
-    rm -rf "$work"
+    # shellcheck disable=SC2046  # one word each
+    kill_all $(jobs -p)
 }
-if [ "${1:-}" != --beside-slurm ]; then
-    trap - EXIT
-    rm -rf "$work"
-    exec "$deploy/slurm/one_node.sh" "$deploy/slurm/try.sh" --beside-slurm
-fi
+trap cleanup EXIT
 
-options=(--rank 16 --epochs 150 --tol 0 --checkpoint-every 2)
+options=(--rank 16 --epochs 40 --tol 0)
 export SLURM_WAIT=3
 
 # submit ARGUMENT...: sets $job
@@ -29,12 +28,10 @@ has_ended() { [[ $(field JobState) =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_
 has_logged() { grep -qs "$2" "$1"; }
 goes_on() { [ "$(grep -c '^going on after epoch' train.log)" = "$1" ]; }
 
-# goes_on_requeued TIMES: skips the two minutes that Slurm lets a requeued job wait
+# goes_on_requeued TIMES
 goes_on_requeued() {
-    until_true 30 "requeueing, restart $1" is Restarts "$1"
-    until_true 30 "end of the job's remains" is JobState PENDING
-    scontrol update JobId="$job" StartTime=now
-    until_true 60 "going on, restart $1" goes_on "$1"
+    until_true 60 "requeueing, restart $1" is Restarts "$1"
+    until_true 120 "going on, restart $1" goes_on "$1"
 }
 
 # pids_of_tasks [TASK]: of the job's srun, and of one task only: 0 is the scheduler, 1 the driver
@@ -54,7 +51,7 @@ sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
 train_and_kill() {
     local pid
     submit train "$work/blocks" model --checkpoint checkpoint "${options[@]}"
-    until_true 60 "tenth epoch" has_logged train.log '^epoch *10/'
+    until_true 120 "fifth epoch" has_logged train.log '^epoch *5/'
     listens_on_loopback_only
     pid=$(pids_of_tasks 1)
     kill -KILL "$pid" || fail "the driver ended before it could be killed"
@@ -66,59 +63,59 @@ train_and_kill() {
     say "sent the signal of a time that is nearly over: it goes on"
 
     scancel "$job"
-    until_true 60 "end of the cancelled job" has_ended
+    until_true 120 "end of the cancelled job" has_ended
     is JobState CANCELLED || fail "a cancelled job is $(field JobState)"
     use_tls
     submit train "$work/blocks" model --checkpoint checkpoint "${options[@]}"
-    until_true 60 "going on after the job was cancelled" goes_on 3
+    until_true 120 "going on after the job was cancelled" goes_on 3
     grep -q '"address": "tls://' "distmf-scheduler-$job.json" || fail "the scheduler's address is not tls://"
-    until_true 120 "end of the job" has_ended
+    until_true 300 "end of the job" has_ended
     is JobState COMPLETED || fail "the job $(field JobState)"
     [ "$(grep -c '^epoch *1/' train.log)" = 1 ] || fail "it began anew instead of going on"
     same_model model "$work/reference"
     say "cancelled the job and submitted it again, with TLS: the same bytes as in threads without interruption"
 }
 
+# From here on, for all.
 use_tls() {
     "$deploy/compose/make-certificates.sh" "$work/tls" 1 2>certificates.log || fail "$(tail -n 3 certificates.log)"
-    sed "s|/path/to/tls|$work/tls|g" "$deploy/slurm/tls.yaml" >dask.yaml
+    sed "s|/path/to/tls|$work/tls|g" "$here/tls.yaml" >dask.yaml
     export DASK_CONFIG=$PWD/dask.yaml
 }
 
 hand_on_exit_codes() {
     submit train "$work/nowhere" model --checkpoint elsewhere
-    until_true 60 "end of a job that cannot work" has_ended
+    until_true 120 "end of a job that cannot work" has_ended
     [ "$(field ExitCode) $(field Restarts)" = "1:0 0" ] || fail "exit code $(field ExitCode), restarts $(field Restarts)"
     say "a job that cannot work ends with exit code 1, and is not repeated"
 }
 
 # All workers are lost on the way, and replaced.
 train_from_login_node() {
-    python3 "$deploy/slurm/login_node.py" "$work/blocks" model-of-jobs checkpoint-of-jobs --interface lo --jobs 2 \
-        --memory 500MiB --rank 16 --epochs 60 2>login_node.log &
+    python3 "$here/login_node.py" --interface lo --jobs 2 --memory 500MiB \
+        train "$work/blocks" model-of-jobs --checkpoint checkpoint-of-jobs --resume "${options[@]}" >login_node.log 2>&1 &
     local driver=$!
-    until_true 60 "tenth epoch of the driver on the login node" has_logged login_node.log '^epoch *10/'
+    until_true 120 "fifth epoch of the driver on the login node" has_logged login_node.log '^epoch *5/'
     squeue --noheader --format=%i | xargs scancel --full --signal=KILL
     [ ! -e model-of-jobs ] || fail "the training ended before its workers could be killed"
     say "killed the jobs of all workers"
-    until_true 120 "end of the driver on the login node" has_no_process "$driver"
+    until_true 300 "end of the driver on the login node" has_no_process "$driver"
     wait "$driver" || fail "the driver on the login node: exit code $?"
-    same_model model-of-jobs "$work/reference-of-jobs"
-    until_true 30 "end of the workers' jobs" no_jobs
+    same_model model-of-jobs "$work/reference"
+    until_true 60 "end of the workers' jobs" has_no_jobs
     say "trained from the login node, with new workers: the same bytes again"
 }
 has_no_process() { ! kill -0 "$1" 2>/dev/null; }
-no_jobs() { [ -z "$(squeue --noheader)" ]; }
+has_no_jobs() { [ -z "$(squeue --noheader)" ]; }
 
 need_commands sbatch openssl
 need_python dask_jobqueue
 small_blocks
-distmf train "$work/blocks" "$work/reference" --threads 2 --rank 16 --epochs 150 --tol 0 -q >/dev/null
-distmf train "$work/blocks" "$work/reference-of-jobs" --threads 2 --rank 16 --epochs 60 -q >/dev/null
+distmf train "$work/blocks" "$work/reference" --threads 2 "${options[@]}" -q >/dev/null
 mkdir "$work/job"
 cd "$work/job"
-cp "$deploy"/slurm/{distmf.sbatch,runner.py} .
-[ -n "${ONLY:-}" ] ||train_and_kill
+cp "$here"/{distmf.sbatch,runner.py} .
+train_and_kill
 hand_on_exit_codes
 train_from_login_node
 say "all is well"
