@@ -54,7 +54,8 @@ def main() -> None:
         if args.blocks:
             blocks = open_blocks(args.blocks)
         else:
-            planted_ratings(folder / "ratings", args.ratings, args.ratings * 7 // 1000, args.ratings // 1000)
+            n_users, n_items = max(1000, args.ratings * 7 // 1000), max(500, args.ratings // 1000)
+            planted_ratings(folder / "ratings", args.ratings, n_users, n_items)
             blocks = block_ratings(folder / "ratings", folder / "blocks", grid=(args.grid, args.grid))
         with local_cluster(N_WORKERS) as client:
             run = functools.partial(train, blocks, args.rank, args.epochs, folder)

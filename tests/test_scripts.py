@@ -45,6 +45,19 @@ def test_benchmark_of_the_plan__runs() -> None:
     assert output.count("| 4 × 4 |") == 3
 
 
+def test_benchmark_of_the_scheduler__runs() -> None:
+    output = run("benchmarks/scheduler.py", "--toy")
+    assert "| 4 × 4 |" in output
+    assert "tasks a block" in output
+
+
+def test_benchmark_of_processes__runs() -> None:
+    output = run(
+        "benchmarks/cluster.py", "--ratings", "100000", "--grid", "4", "--rank", "8", "--epochs", "3", "--rounds", "1"
+    )
+    assert "| 2 worker processes a checkpoint each epoch |" in output
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
 def test_benchmark_beside_libmf__runs() -> None:
     assert "distmf, 1 thread" in run("benchmarks/libmf.py", "--toy")
