@@ -210,6 +210,7 @@ def read(path: Path) -> bytes:
 
 
 @pytest.mark.deploy
+@pytest.mark.image
 @needs_podman
 @needs_root
 def test_try__ends_with_the_same_bytes_whatever_was_killed(tmp_path: Path) -> None:
@@ -222,6 +223,7 @@ def test_try__ends_with_the_same_bytes_whatever_was_killed(tmp_path: Path) -> No
 
 
 @pytest.mark.deploy
+@pytest.mark.image
 @needs_podman
 @needs_root
 def test_try__leaves_nothing_behind_when_it_is_ended_on_the_way(tmp_path: Path) -> None:
