@@ -25,7 +25,7 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
 from distmf.blocks import KIND, BlockEntry, Blocks, Layout, open_blocks, row_file, save_manifest
-from distmf.engine import Engine, Graph
+from distmf.engine import Engine, Graph, run_through_losses
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
 from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
@@ -261,7 +261,7 @@ def _count(engine: Engine, ratings: Ratings, settings: Settings) -> Counts:
             tasks[key] = Task(key, _merge_counts, *[TaskRef(part) for part in group])
     on_done = _progress("counting", done, [piece.n_rows for piece in ratings.pieces])
     wanted = [*keys, *((done, n) for n in range(len(ratings.pieces)))]
-    counts: Counts = engine.run(Graph(tasks), wanted, on_done)[0]
+    counts: Counts = run_through_losses(engine, Graph(tasks), wanted, on_done)[0]
     if not counts.users.counts.any():
         raise RatingsError(f"all {counts.n_ratings:,} ratings are held out; lower holdout from {settings.holdout}")
     return counts
@@ -346,7 +346,7 @@ def _scatter(
         name = f"runs/{len(tasks) - 1:06d}"
         tasks[key] = Task(key, _scatter_piece, ratings, piece, settings, layout, TaskRef(read_ids), folder, name)
     on_done = _progress("scattering", scatter, [piece.n_rows for piece in ratings.pieces])
-    return [run for runs in engine.run(Graph(tasks), keys, on_done) for run in runs]
+    return [run for runs in run_through_losses(engine, Graph(tasks), keys, on_done) for run in runs]
 
 
 def _scatter_piece(
@@ -399,7 +399,7 @@ def _merge(
         tasks[merge, row] = Task((merge, row), _merge_row_block, row, stretches, layout, settings, folder)
     share = counts.n_ratings // layout.shape.rows
     on_done = _progress("merging", merge, [share] * layout.shape.rows)
-    merged: list[RowBlock] = engine.run(Graph(tasks), list(tasks), on_done)
+    merged: list[RowBlock] = run_through_losses(engine, Graph(tasks), list(tasks), on_done)
     folder.remove("runs")
     n_duplicates = sum(part.n_duplicates for part in merged)
     if n_duplicates and settings.duplicates == "error":
@@ -442,10 +442,10 @@ def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Se
 
 def _progress(verb: str, name: str, sizes: Sequence[int]) -> Callable[[Any, Any], None]:
     """Return a callback that counts tasks as they end; they are keyed (name, position in sizes)."""
-    progress = Progress(logger, verb, sum(sizes))
+    progress, left = Progress(logger, verb, sum(sizes)), dict(enumerate(sizes))
 
     def on_done(key: Any, value: Any) -> None:
         if key[0] == name:
-            progress.advance(sizes[key[1]])
+            progress.advance(left.pop(key[1], 0))  # a graph that was lost is sent again
 
     return on_done

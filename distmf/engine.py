@@ -3,6 +3,7 @@
 Every engine computes the same values from the same graph; which tasks run where and when is all that differs.
 """
 
+import logging
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,11 @@ import dask.threaded
 from dask.callbacks import Callback
 from dask.typing import Key
 
+from distmf.errors import GraphLostError
+
+logger = logging.getLogger(__name__)
+
+MAX_LOSSES = 3  # of a graph in a row
 SGD_NAMES = "sgd-even", "sgd-odd"  # a colour each on the dashboard, so that one sees where an epoch ends
 
 OnDone = Callable[[Any, Any], None]
@@ -94,6 +100,24 @@ class Engine(Protocol):
         Exception
             The first that a task raises, as it is.
         """
+
+
+def run_through_losses(engine: Engine, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+    """Compute `keys` as `Engine.run` does, and send the graph again if a cluster loses it.
+
+    Raises
+    ------
+    GraphLostError
+        If it was lost `MAX_LOSSES` times in a row.
+    """
+    for n_losses in range(1, MAX_LOSSES + 1):
+        try:
+            return engine.run(graph, keys, on_done)
+        except GraphLostError as err:
+            if n_losses == MAX_LOSSES:
+                raise
+            logger.warning("%s; sending them again", err)
+    raise AssertionError("unreachable")
 
 
 class ThreadEngine:

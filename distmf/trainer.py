@@ -20,7 +20,7 @@ from dask.typing import Key
 
 from distmf import factors, kernel
 from distmf.checkpoint import Checkpoint, Progress
-from distmf.engine import Engine, Graph
+from distmf.engine import MAX_LOSSES, Engine, Graph, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
 from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
@@ -37,7 +37,6 @@ DIVERGED = 2.0  # a cost this many times the lowest has diverged …
 NEGLIGIBLE = 0.01  # … unless both are below this share of the ratings' variance
 ROLLBACKS_BEFORE_RESTART = 3
 MAX_ROLLBACKS = 60
-MAX_LOSSES = 3  # of a graph in a row, without an epoch that was saved in between
 
 
 class StopRules(NamedTuple):
@@ -163,7 +162,8 @@ class Trainer:
                 key = (f"verify-{token}", n)
                 tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank)
                 homes[key] = owners[n % len(owners)]
-        problems = [problem for problem in self.engine.run(Graph(tasks, homes), list(tasks)) if problem]
+        found = run_through_losses(self.engine, Graph(tasks, homes), list(tasks))
+        problems = [problem for problem in found if problem]
         for problem in problems:
             logger.warning("%s", problem)
         return not problems
@@ -172,12 +172,12 @@ class Trainer:
         """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
         owners = self.engine.owners(self.training.blocks.shape.rows)
         graph, key = build_measurement(self.training, self.progress.state, uuid.uuid4().hex[:8], owners)
-        cost: Cost = self.engine.run(graph, [key])[0]
+        cost: Cost = run_through_losses(self.engine, graph, [key])[0]
         return cost
 
     def _run_generation(self, until: int, *, say: bool) -> Reached:
         """Run epochs up to `until`, accept those that count and were saved; log them if `say`."""
-        losses = 0
+        losses = 0  # without an epoch that was saved in between
         while True:
             begin = self.progress.state.epoch
             if begin == until:

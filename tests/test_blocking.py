@@ -14,7 +14,8 @@ import pytest
 
 from distmf import MatrixFactorization, block_ratings, blocking, blocks, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
-from distmf.errors import MemoryBudgetError, RatingsError, StoreError
+from distmf.engine import ThreadEngine
+from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey
 from tests.helpers import files, random_ratings, write
 
@@ -288,3 +289,24 @@ def test_read__keeps_blocks_in_a_bounded_cache(tmp_path: Path, monkeypatch: pyte
         assert cache._bytes <= 2 * largest
     (tmp_path / "b" / "rows" / "00001.bin").unlink()
     assert len(found.read(BlockKey(1, 1), "train").rows) == found.entries[BlockKey(1, 1)].n_train  # the last one read
+
+
+def test_block__goes_on_when_graphs_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(5_000, 300, 100))
+    expected = block_ratings(source, tmp_path / "expected", grid=(2, 3))
+    run, lost = ThreadEngine.run, []
+
+    def lose_every_other(self: ThreadEngine, graph: Any, keys: Any, on_done: Any = None) -> Any:
+        found = run(self, graph, keys, on_done)
+        lost.append(len(lost) % 2 == 0)
+        if lost[-1]:
+            raise GraphLostError("lost")
+        return found
+
+    monkeypatch.setattr(ThreadEngine, "run", lose_every_other)
+    blocks = block_ratings(source, tmp_path / "b", grid=(2, 3))
+    assert lost == [True, False] * 3
+    assert files(Path(blocks.path)) == files(Path(expected.path))
+    monkeypatch.setattr("distmf.engine.MAX_LOSSES", 1)
+    with pytest.raises(GraphLostError):
+        block_ratings(source, tmp_path / "b2", grid=(2, 3))
