@@ -18,13 +18,13 @@ from typing import Any
 
 import click
 import dask.config
-from distributed import Client, SpecCluster, SSHCluster
+from distributed import Client, SpecCluster, SSHCluster, Status
 
 from distmf.cli import main
 from distmf.cluster import SETTINGS
 
 WORKERS_SECONDS = 600
-LEAVE_SECONDS = 20
+LEAVE_SECONDS = 10
 
 # The Python that SSHCluster starts with `-m distributed.cli.dask_spec` and arguments. It leaves when its standard input
 # ends, which sshd closes as soon as the driver is gone, however it went; SSHCluster alone would leave all behind.
@@ -45,21 +45,22 @@ def is_news(line: str) -> bool:
     return " - INFO - " not in line
 
 
-async def follow(process: Any) -> None:
+async def follow(process: Any, cluster: SpecCluster) -> None:
     """Repeat here what a process reports: nobody else would read it, and it would stand still when 2 MiB are unread."""
     shown = True
     async for line in process.proc.stderr:
         shown = is_news(line) and (shown or line[:1].isdigit())  # other lines go on with what the last one began
-        if shown and line:
+        if shown and line and cluster.status == Status.running:
             click.echo(f"{process.connection.get_extra_info('host')}: {line}", nl=False, err=True)
 
 
 async def leave(cluster: SpecCluster) -> None:
-    """Let the workers go in order; SSHCluster alone would kill them, and their folders would stay."""
-    processes = [worker.proc for worker in cluster.workers.values()]
-    for process in processes:
-        process.stdin.write_eof()
-    await asyncio.wait([asyncio.create_task(process.wait_closed()) for process in processes], timeout=LEAVE_SECONDS)
+    """Let all processes go in order, the scheduler last; SSHCluster would kill them, and their folders would stay."""
+    cluster.status = Status.closed
+    for processes in [worker.proc for worker in cluster.workers.values()], [cluster.scheduler.proc]:
+        for process in processes:
+            process.stdin.write_eof()
+        await asyncio.wait([asyncio.create_task(process.wait_closed()) for process in processes], timeout=2 * LEAVE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -82,15 +83,14 @@ def cluster_of(hosts: list[str], n_workers: int, interface: str | None, ssh_conf
             f"no cluster on {', '.join(hosts)}: {err}; on each of them, `ssh HOST {sys.executable} -m distmf --version` "
             "must work without a question"
         ) from err
-    with cluster:
-        for process in cluster.scheduler, *cluster.workers.values():
-            cluster.loop.add_callback(follow, process)
+    for process in cluster.scheduler, *cluster.workers.values():
+        cluster.loop.add_callback(follow, process, cluster)
+    try:
         with Client(cluster) as client:
             client.wait_for_workers(n_workers * len(hosts), timeout=WORKERS_SECONDS)
-        try:
-            yield cluster
-        finally:
-            cluster.sync(leave, cluster)
+        yield cluster
+    finally:
+        cluster.sync(leave, cluster)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
