@@ -37,6 +37,7 @@ def test_try__ends_with_the_same_bytes_whatever_was_killed(tmp_path: Path) -> No
     done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the same bytes") == 2
-    assert "killed a worker: another one is there" in done.stdout
+    assert "ended its session, killed a worker: another one is there" in done.stdout
     assert "killed the driver: scheduler and workers have ended" in done.stdout
+    assert "a machine is missing: it says so, and nothing is left running" in done.stdout
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp.")]
