@@ -35,7 +35,7 @@ def test_tls__holds_for_every_role() -> None:
         roles = {role: security.get_tls_config_for_role(role) for role in ("scheduler", "worker", "client")}
         scheme = dask.config.get("distributed.comm.default-scheme")
         print(json.dumps([scheme, security.require_encryption, roles]))"""
-    scheme, is_required, roles = json.loads(output_of(code, DASK_CONFIG=str(SLURM / "tls.yaml")))
+    scheme, is_required, roles = json.loads(output_of(code, DASK_CONFIG=str(DEPLOY / "tls.yaml")))
     assert (scheme, is_required) == ("tls", True)
     folder = "/path/to/tls"
     for role, files in roles.items():
@@ -70,7 +70,7 @@ def test_job__on_several_nodes_asks_for_their_interface() -> None:
     ("wrong", "complaint"),
     [
         ({"DISTMF_INTERFACE": "nowhere"}, "'nowhere' is not a valid network interface"),
-        ({"DISTMF_INTERFACE": "lo", "DASK_CONFIG": str(SLURM / "tls.yaml")}, "No such file or directory"),
+        ({"DISTMF_INTERFACE": "lo", "DASK_CONFIG": str(DEPLOY / "tls.yaml")}, "No such file or directory"),
     ],
     ids=["interface", "certificates"],
 )

@@ -79,7 +79,7 @@ train_and_kill() {
 # From here on, for all.
 use_tls() {
     "$deploy/compose/make-certificates.sh" "$work/tls" 1 2>certificates.log || fail "$(tail -n 3 certificates.log)"
-    sed "s|/path/to/tls|$work/tls|g" "$here/tls.yaml" >dask.yaml
+    sed "s|/path/to/tls|$work/tls|g" "$deploy/tls.yaml" >dask.yaml
     export DASK_CONFIG=$PWD/dask.yaml
 }
 

@@ -65,7 +65,7 @@ async def show(process: Any, cluster: SpecCluster) -> None:
             click.echo(f"{process.connection.get_extra_info('host')}: {line.rstrip()}", err=True)
 
 
-async def end(cluster: SpecCluster) -> None:
+async def end(cluster: Any) -> None:
     """Let all processes end in order, the scheduler last; SSHCluster would kill them, and leave their folders."""
     cluster.status = Status.closed
     for processes in [worker.proc for worker in cluster.workers.values()], [cluster.scheduler.proc]:
@@ -80,7 +80,7 @@ def running(
 ) -> Iterator[str]:
     """Yield the scheduler's address when all workers have come."""
     try:
-        cluster = SSHCluster(
+        cluster: Any = SSHCluster(
             [hosts[0], *hosts],
             connect_options=connect,
             scheduler_options=scheduler,

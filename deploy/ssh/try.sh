@@ -109,7 +109,7 @@ sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
 
 train_with_tls() {
     "$deploy/compose/make-certificates.sh" "$work/tls" 1 2>"$work/certificates.log"
-    sed "s|/path/to/tls|$work/tls|g" "$deploy/slurm/tls.yaml" >"$work/dask.yaml"
+    sed "s|/path/to/tls|$work/tls|g" "$deploy/tls.yaml" >"$work/dask.yaml"
     export DASK_CONFIG=$work/dask.yaml
     train tls.log tls-model tls-checkpoint one-host 2
     until_true 60 "fifth epoch with TLS" has_logged tls.log '^epoch *5/'
