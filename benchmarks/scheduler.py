@@ -22,20 +22,15 @@ from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf.cluster import ClusterEngine, local_cluster  # noqa: E402
 from distmf.grid import Shape  # noqa: E402
 from distmf.rates import hollow_generation  # noqa: E402
-from distmf.trainer import EPOCHS_PER_GENERATION, TASKS_PER_GENERATION  # noqa: E402
+from distmf.trainer import generation_epochs  # noqa: E402
 
 N_WORKERS = 2
-
-
-def n_epochs(shape: Shape) -> int:
-    """Return the epochs of a generation, as the trainer has them."""
-    return max(1, min(EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // (2 * shape.rows * shape.cols)))
 
 
 def run(engine: ClusterEngine, shape: Shape) -> tuple[float, int]:
     """Run a generation; return its seconds and its tasks."""
     start = time.perf_counter()
-    generation = hollow_generation(shape, n_epochs(shape), engine.owners(shape.rows))
+    generation = hollow_generation(shape, generation_epochs(shape), engine.owners(shape.rows))
     engine.run(generation.graph, generation.keys)
     return time.perf_counter() - start, len(generation.graph.tasks)
 
@@ -50,11 +45,11 @@ def main() -> None:
     print(f"{machine()}; {N_WORKERS} worker processes\n")
     with local_cluster(N_WORKERS) as client, ClusterEngine(client) as engine:
         shapes = [Shape(size, size) for size in sizes]
-        n_tasks = {shape: run(engine, shape)[1] / n_epochs(shape) for shape in shapes}
+        n_tasks = {shape: run(engine, shape)[1] / generation_epochs(shape) for shape in shapes}
         seconds = in_turn({shape: functools.partial(lambda at: run(engine, at)[0], shape) for shape in shapes}, rounds)
         rows = []
         for shape in shapes:
-            epoch, n_blocks = seconds[shape] / n_epochs(shape), shape.rows * shape.cols
+            epoch, n_blocks = seconds[shape] / generation_epochs(shape), shape.rows * shape.cols
             tasks = n_tasks[shape]
             per_task = f"{1e6 * epoch / tasks:.0f} µs"
             rows.append(
@@ -63,7 +58,7 @@ def main() -> None:
         print(markdown(["grid", "tasks an epoch", "tasks a block", "an epoch", "a task"], rows))
         shape, memory = shapes[min(1, len(shapes) - 1)], psutil.Process().memory_info
         rows = []
-        for epoch in range(0, total + 1, n_epochs(shape)):
+        for epoch in range(0, total + 1, generation_epochs(shape)):
             if epoch % (total // 4 or 1) == 0:
                 gc.collect()
                 known = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))

@@ -110,14 +110,12 @@ def run_through_losses(engine: Engine, graph: Graph, keys: Sequence[Key], on_don
     GraphLostError
         If it was lost `MAX_LOSSES` times in a row.
     """
-    for n_losses in range(1, MAX_LOSSES + 1):
+    for _ in range(MAX_LOSSES - 1):
         try:
             return engine.run(graph, keys, on_done)
         except GraphLostError as err:
-            if n_losses == MAX_LOSSES:
-                raise
             logger.warning("%s; sending them again", err)
-    raise AssertionError("unreachable")
+    return engine.run(graph, keys, on_done)
 
 
 class ThreadEngine:

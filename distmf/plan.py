@@ -12,7 +12,7 @@ from distmf.errors import MemoryBudgetError
 from distmf.footprint import Inputs, WorkerBytes, block_bytes, factor_bytes, miss_share, most_rows, worker_bytes
 from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
 from distmf.simulation import Cluster, Simulated, Split, Work, count_moves, simulate
-from distmf.trainer import EPOCHS_PER_GENERATION, TASKS_PER_GENERATION
+from distmf.trainer import generation_epochs
 
 SPREAD = 0.1  # of the kernel's seconds from block to block
 TASK_SECONDS = 0.0012  # of a core, for a task besides reading, copying and the kernel
@@ -116,11 +116,6 @@ def tasks(inputs: Inputs, shape: Shape) -> int:
     n_visits, moves = shape.rows * shape.cols, count_moves(shape, inputs.workers, inputs.threads)
     saved = -(-(shape.rows + shape.cols + 1) // inputs.save_every)
     return n_visits + moves + min(inputs.workers, *shape) + 2 + saved
-
-
-def generation_epochs(shape: Shape) -> int:
-    """Return how many epochs one graph has."""
-    return max(1, min(EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // (2 * shape.rows * shape.cols)))
 
 
 def describe_work(inputs: Inputs, shape: Shape) -> Work:

@@ -24,6 +24,7 @@ from distmf.engine import MAX_LOSSES, Engine, Graph, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
 from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
+from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
 from distmf.kernel import FactorBlock
 from distmf.stepsize import StepState
@@ -37,6 +38,11 @@ DIVERGED = 2.0  # a cost this many times the lowest has diverged …
 NEGLIGIBLE = 0.01  # … unless both are below this share of the ratings' variance
 ROLLBACKS_BEFORE_RESTART = 3
 MAX_ROLLBACKS = 60
+
+
+def generation_epochs(shape: Shape) -> int:
+    """Return how many epochs a generation has on a grid of that shape, unless fewer are left."""
+    return max(1, min(EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // (2 * shape.rows * shape.cols)))
 
 
 class StopRules(NamedTuple):
@@ -137,7 +143,8 @@ class Trainer:
     def _train(self) -> Stopped:
         """Run generations until a stop rule holds by the costs seen on the way."""
         while (left := self.rules.epochs - self.progress.state.epoch) > 0:
-            reached = self._run_generation(self.progress.state.epoch + self._n_epochs(left), say=True)
+            n_epochs = min(left, generation_epochs(self.training.blocks.shape))
+            reached = self._run_generation(self.progress.state.epoch + n_epochs, say=True)
             if reached.epoch > self.progress.state.epoch:
                 self._run_generation(reached.epoch, say=False)
             if reached.diverged:
@@ -145,11 +152,6 @@ class Trainer:
             elif reached.event:
                 return reached.event
         return "epochs"
-
-    def _n_epochs(self, left: int) -> int:
-        """Return how many epochs the next generation has."""
-        per_epoch = 2 * math.prod(self.training.blocks.shape)
-        return max(1, min(left, EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // per_epoch))
 
     def _is_whole(self, state: State) -> bool:
         """Return whether all files of a state can be read; those who read them keep them for the next generation."""

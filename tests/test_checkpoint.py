@@ -20,27 +20,20 @@ from distmf import MatrixFactorization, block_ratings, checkpoint, store, traine
 from distmf.describe import describe
 from distmf.errors import StoreError
 from tests.clusters import at_epoch, cluster, start, wait_for
-from tests.helpers import files, random_ratings, write
+from tests.helpers import blocks_in, files, random_ratings, saved, write
 
 OPTIONS = {"rank": 12, "epochs": 14, "tol": 0}
 
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
-    folder = tmp_path_factory.mktemp("blocks")
-    source = write(folder / "r.parquet", random_ratings(20_000, 600, 300))
-    return block_ratings(source, folder / "b", grid=(4, 4), holdout=0.1)
+    return blocks_in(tmp_path_factory.mktemp("blocks"), 20_000, 600, 300)
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with cluster(2, tmp_path_factory.mktemp("workers")) as client:
         yield client
-
-
-def model_of(mf: MatrixFactorization, folder: Path) -> dict[str, bytes]:
-    mf.save(folder / "model")
-    return files(folder / "model")
 
 
 class Killed(BaseException):
@@ -66,13 +59,13 @@ ENGINES = ["threads", "cluster"]
 def test_resume__ends_with_the_same_bits_on_any_engine(
     first: str, then: str, epoch: int, client: Client, blocks: distmf.Blocks, tmp_path: Path
 ) -> None:
-    expected = model_of(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
+    expected = saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
     where: dict[str, Any] = {"threads": {"threads": 2}, "cluster": {"client": client}}
     interrupted(OPTIONS, blocks, tmp_path / "c", epoch, **where[first])
     states = json.loads((tmp_path / "c" / "checkpoint.json").read_text())["states"]
     assert all(state["state"]["epoch"] <= epoch for state in states)
     mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True, **where[then])
-    assert model_of(mf, tmp_path) == expected
+    assert saved(mf, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,7 +84,7 @@ def test_resume__ends_with_the_same_bits_wherever_it_was_interrupted(
 ) -> None:
     options = {"rank": 8, **options}
     mf = MatrixFactorization(**options).fit(blocks)
-    expected = model_of(mf, tmp_path)
+    expected = saved(mf, tmp_path)
     original, n_accepted = trainer.Trainer.accept, itertools.count()
 
     def accept(self: trainer.Trainer, *arguments: Any) -> None:
@@ -110,16 +103,16 @@ def test_resume__ends_with_the_same_bits_wherever_it_was_interrupted(
     assert next(n_accepted) > 0  # so it was interrupted, and more than once in most cases
     assert again.history_.stopped == mf.history_.stopped
     assert again.history_.rollbacks == mf.history_.rollbacks
-    assert model_of(again, tmp_path) == expected
+    assert saved(again, tmp_path) == expected
 
 
 def test_resume__of_a_training_that_has_ended_gives_its_model(blocks: distmf.Blocks, tmp_path: Path) -> None:
     mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c")
-    expected = model_of(mf, tmp_path)
+    expected = saved(mf, tmp_path)
     with at_epoch(1, kill) as done:  # no epoch is done again
         mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True)
     assert not done
-    assert model_of(mf, tmp_path) == expected
+    assert saved(mf, tmp_path) == expected
 
 
 def test_resume__goes_on_with_more_epochs(blocks: distmf.Blocks, tmp_path: Path) -> None:
@@ -127,7 +120,7 @@ def test_resume__goes_on_with_more_epochs(blocks: distmf.Blocks, tmp_path: Path)
     MatrixFactorization(**options).fit(blocks, checkpoint=tmp_path / "c")
     more = {**options, "epochs": 20}
     mf = MatrixFactorization(**more).fit(blocks, checkpoint=tmp_path / "c", resume=True)
-    assert model_of(mf, tmp_path) == model_of(MatrixFactorization(**more).fit(blocks), tmp_path)
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**more).fit(blocks), tmp_path)
     with pytest.raises(StoreError, match="epochs was 20 there and is 14 here"):
         MatrixFactorization(**options).fit(blocks, checkpoint=tmp_path / "c", resume=True)
 
@@ -200,7 +193,7 @@ def test_resume__takes_the_same_blocks_elsewhere(blocks: distmf.Blocks, tmp_path
     interrupted(OPTIONS, blocks, tmp_path / "c", 3)
     shutil.copytree(blocks.path, tmp_path / "b")
     mf = MatrixFactorization(**OPTIONS).fit(tmp_path / "b", checkpoint=tmp_path / "c", resume=True)
-    assert model_of(mf, tmp_path) == model_of(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
 
 
 def test_checkpoint__is_not_overwritten_without_resume(blocks: distmf.Blocks, tmp_path: Path) -> None:
@@ -259,7 +252,7 @@ def test_resume__falls_back_to_the_state_before_if_a_file_is_damaged(
     mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True)
     assert f"the state after epoch {newest['epoch']} is damaged" in caplog.text
     assert newest["cols"][2][0] in caplog.text
-    assert model_of(mf, tmp_path) == model_of(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
     for state in json.loads((tmp_path / "c" / "checkpoint.json").read_text())["states"]:
         damage(state["state"]["rows"][0][0])
     with pytest.raises(StoreError, match="neither of the two states can be read"):
@@ -298,7 +291,7 @@ def test_checkpoint__survives_a_full_disk(
     assert done
     filler.unlink()
     mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=small_disk / "c", resume=True, **where)
-    assert model_of(mf, tmp_path) == model_of(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
 
 
 LONG = ["--rank", "12", "--epochs", "400", "--tol", "0"]

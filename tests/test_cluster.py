@@ -18,23 +18,19 @@ from distmf import MatrixFactorization, block_ratings, trainer
 from distmf.cluster import SETTINGS
 from distmf.errors import ClusterError, StoreError
 from tests.clusters import at_epoch, cluster, kill, worker_pids
-from tests.helpers import files, random_ratings, write
+from tests.helpers import blocks_in, saved
 
 EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
-    folder = tmp_path_factory.mktemp("blocks")
-    source = write(folder / "r.parquet", random_ratings(40_000, 1000, 400))
-    return block_ratings(source, folder / "b", grid=(4, 4), holdout=0.1)
+    return blocks_in(tmp_path_factory.mktemp("blocks"), 40_000, 1000, 400)
 
 
 @pytest.fixture(scope="module")
 def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("expected")
-    model().fit(blocks).save(folder / "m")
-    return files(folder / "m")
+    return saved(model().fit(blocks), tmp_path_factory.mktemp("expected"))
 
 
 @pytest.fixture
@@ -45,11 +41,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 def model() -> MatrixFactorization:
     return MatrixFactorization(16, epochs=EPOCHS, tol=0)
-
-
-def saved(mf: MatrixFactorization, folder: Path) -> dict[str, bytes]:
-    mf.save(folder / "m")
-    return files(folder / "m")
 
 
 def beside(blocks: distmf.Blocks) -> list[str]:

@@ -19,13 +19,13 @@ from distmf.plan import (
     choose_shape,
     describe_cluster,
     describe_work,
-    generation_epochs,
     make_plan,
     predict,
     tasks,
 )
 from distmf.rates import hollow_generation
 from distmf.simulation import count_moves, owners
+from distmf.trainer import generation_epochs
 from tests.helpers import random_ratings, write
 
 RATES = Rates(kernel=50e6, copy=4e9, disk=1e9, network=1.25e9, scheduler=3000)

@@ -16,23 +16,19 @@ from distmf import MatrixFactorization, block_ratings
 from distmf.cluster import Tls, connect
 from distmf.errors import ClusterError, StoreError
 from tests.clusters import processes, start, start_scheduler, start_worker, wait_for
-from tests.helpers import files, random_ratings, write
+from tests.helpers import blocks_in, files, saved
 
 TRAIN = ["--rank", "12", "--epochs", "60", "--tol", "0"]
 
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
-    folder = tmp_path_factory.mktemp("blocks")
-    source = write(folder / "r.parquet", random_ratings(20_000, 600, 300))
-    return block_ratings(source, folder / "b", grid=(4, 4), holdout=0.1)
+    return blocks_in(tmp_path_factory.mktemp("blocks"), 20_000, 600, 300)
 
 
 @pytest.fixture(scope="module")
 def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("expected")
-    MatrixFactorization(12, epochs=60, tol=0).fit(blocks).save(folder / "m")
-    return files(folder / "m")
+    return saved(MatrixFactorization(12, epochs=60, tol=0).fit(blocks), tmp_path_factory.mktemp("expected"))
 
 
 @pytest.fixture
