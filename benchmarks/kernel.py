@@ -25,7 +25,8 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf import kernel  # noqa: E402
-from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, aligned_empty, padded_rank  # noqa: E402
+from distmf.buffers import aligned_empty  # noqa: E402
+from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, padded_rank  # noqa: E402
 
 SHIFT = 50  # of the power laws of users and items
 

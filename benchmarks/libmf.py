@@ -32,6 +32,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the script's own folder would hi
 import distmf  # noqa: E402
 from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf import kernel  # noqa: E402
+from distmf.buffers import aligned_empty  # noqa: E402
 from distmf.grid import BlockKey  # noqa: E402
 
 try:
@@ -68,7 +69,7 @@ def seconds_kernel(blocks: distmf.Blocks, rank: int) -> float:
     rng = np.random.default_rng(0)
     sides = []
     for cuts in (blocks.layout.row_cuts, blocks.layout.col_cuts):
-        factors = [kernel.aligned_empty(n, kernel.padded_rank(rank)) for n in np.diff(cuts)]
+        factors = [aligned_empty(n, kernel.padded_rank(rank)) for n in np.diff(cuts)]
         for array in factors:
             array[:] = rng.normal(0, 0.1, array.shape)
         sides.append([kernel.FactorBlock(array, np.zeros(len(array), dtype=np.float32)) for array in factors])

@@ -48,6 +48,21 @@ kill_all() {
     kill -KILL "$@" 2>/dev/null || true
 }
 
+has_no_process() { ! kill -0 "$1" 2>/dev/null; }
+
+# has_logged FILE PATTERN
+has_logged() { grep -qs "$2" "$1"; }
+
+# listens_on_loopback_only PID...: of these processes one at least must listen, and none on more than 127.0.0.1
+listens_on_loopback_only() {
+    local code='import sys, psutil
+sockets = [c for pid in sys.argv[1:] for c in psutil.Process(int(pid)).net_connections() if c.status == "LISTEN"]
+print(*(f"{c.laddr.ip}:{c.laddr.port}" for c in sockets))
+sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
+    python3 -c "$code" "$@" >"$work/sockets" || fail "listens on more than 127.0.0.1, or on nothing: $(cat "$work/sockets")"
+    say "scheduler and workers listen on $(wc -w <"$work/sockets") ports of 127.0.0.1 only"
+}
+
 # small_blocks: makes "$work/blocks", of planted ratings
 small_blocks() {
     python3 -c "import sys, distmf; distmf.datasets.planted_ratings(sys.argv[1], 300_000, 3_000, 1_000)" "$work/ratings"

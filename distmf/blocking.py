@@ -9,110 +9,35 @@ Nothing here depends on the order or the partitioning of the input: counts add u
 hashes, and the sort decides all ties.
 """
 
+import contextlib
 import logging
 import numbers
 import posixpath
+import tempfile
 import uuid
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from dask._task_spec import DataNode, Task, TaskRef
-from dask.typing import Key
 
-from distmf.blocks import KIND, BlockEntry, Blocks, Layout, open_blocks, row_file, save_manifest
-from distmf.engine import Engine, Graph, run_through_losses
+from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks
+from distmf.counting import Counts, Settings, count_ratings
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
-from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
-from distmf.ids import Hashes, IdCounts, IdMap, hash_ids, mix, salt
-from distmf.progress import Progress
-from distmf.ratings import LARGEST, Batch, Columns, Piece, Ratings, open_ratings, read_piece
+from distmf.grid import Shape, choose_shape, cut, tile_shape
+from distmf.ids import IdCounts
+from distmf.matrix import IsSet, not_nan, set_entries
+from distmf.merging import merge_runs
+from distmf.ratings import LARGEST, Batch, Columns, open_ratings
+from distmf.scattering import Ids, scatter_ratings, sort_into_run
 from distmf.sizes import parse_bytes
-from distmf.store import Folder, new_folder
-from distmf.tiles import Duplicates, record_dtype, sort_part
+from distmf.store import Folder, new_folder, temporary_folder
+from distmf.tiles import Duplicates
 
 logger = logging.getLogger(__name__)
-
-MAX_CODES = 256  # distinct ratings that fit in one byte
-FAN_IN = 8  # counts merged at once
-
-
-class Settings(NamedTuple):
-    """What decides which block a rating lies in, and how it is kept."""
-
-    seed: int
-    holdout: float
-    duplicates: Duplicates
-
-    @property
-    def user_salt(self) -> np.uint64:
-        """Salt of the user ids' hashes."""
-        return salt(self.seed, "user")
-
-    @property
-    def item_salt(self) -> np.uint64:
-        """Salt of the item ids' hashes."""
-        return salt(self.seed, "item")
-
-    def is_train(self, user_hashes: Hashes, item_hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Return which ratings are trained on: a hash of (seed, user, item) decides."""
-        if self.holdout == 0:
-            return np.ones(len(user_hashes), dtype=np.bool_)
-        draws = mix(user_hashes + mix(item_hashes ^ salt(self.seed, "holdout")))
-        return draws >= np.uint64(min(int(self.holdout * 2**64), 2**64 - 1))
-
-
-class Ids(NamedTuple):
-    """The numberings of both sides."""
-
-    users: IdMap
-    items: IdMap
-
-    @classmethod
-    def of_counts(cls, counts: "Counts", types: tuple[pa.DataType, pa.DataType], settings: Settings) -> Self:
-        """Return the numberings of the ids that were counted, of these types."""
-        return cls(
-            IdMap.of_counts(counts.users, types[0], settings.user_salt),
-            IdMap.of_counts(counts.items, types[1], settings.item_salt),
-        )
-
-    @classmethod
-    def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings) -> Self:
-        """Return the numberings that were written to a folder."""
-        users, items = (folder.read_table(name, checksums[name])["id"].combine_chunks() for name in KIND.tables)
-        return cls(IdMap(users, settings.user_salt), IdMap(items, settings.item_salt))
-
-
-class Counts(NamedTuple):
-    """What the first pass finds in a part of the input."""
-
-    users: IdCounts
-    items: IdCounts
-    distinct: npt.NDArray[np.float32]
-    """Distinct ratings, ascending; empty if there are more than fit in a code."""
-    rating_range: tuple[float, float]
-    n_ratings: int
-
-
-class Run(NamedTuple):
-    """Where the ratings of one batch lie in a file, sorted by block and part; or a stretch of them."""
-
-    name: str
-    offset: int
-    sections: npt.NDArray[np.int64]
-
-
-class RowBlock(NamedTuple):
-    """The blocks of one row block, written."""
-
-    entries: dict[BlockKey, BlockEntry]
-    n_duplicates: int
-    duplicate: tuple[int, int] | None
 
 
 def block_ratings(
@@ -189,13 +114,13 @@ def block_ratings(
     with new_folder(path, KIND) as folder, open_engine(client, threads) as engine:
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
-        counts = _count(engine, ratings, settings)
+        counts = count_ratings(engine, ratings, settings)
         ids = Ids.of_counts(counts, (ratings.id_types[user], ratings.id_types[item]), settings)
         shape = grid or choose_shape(len(ids.users), len(ids.items), counts.n_ratings, rank, budget)
         layout = _layout(counts, settings, Shape(*shape))
         _write_ids(folder, ids, counts)
-        runs = _scatter(engine, ratings, settings, layout, ids, folder)
-        _merge(engine, folder, settings, layout, counts, runs, ids)
+        runs = scatter_ratings(engine, ratings, settings, layout, ids, folder)
+        merge_runs(engine, folder, settings, layout, counts, runs, ids)
     blocks = open_blocks(path)
     logger.info(
         "blocked: %s ratings to train on and %s held out, by %s users of %s items; %s repeat a pair (duplicates: %s)",
@@ -204,6 +129,55 @@ def block_ratings(
         duplicates,
     )
     return blocks
+
+
+@contextlib.contextmanager
+def blocks_of(
+    ratings: Blocks | str | Path | npt.NDArray[Any],
+    is_set: IsSet,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[Blocks]:
+    """Yield the blocks of whatever holds ratings; where it is not blocks yet, they are gone afterwards.
+
+    Parameters
+    ----------
+    ratings : Blocks, str, Path or array of shape (n_users, n_items)
+        Blocks, the path of blocks, the path of raw ratings, or a dense matrix.
+    is_set : callable
+        For a matrix: which of its entries are set.
+    settings : mapping
+        Options of `block_ratings` that follow from what the blocks are for.
+    options : mapping
+        Those that the user gave, for raw ratings only.
+
+    Raises
+    ------
+    ValueError
+        If something is given that these ratings have no use for.
+    """
+    if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
+        raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
+    if isinstance(ratings, str | Path) and not is_blocks(ratings):
+        with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
+            yield block_ratings(ratings, f"{folder}/blocks", **{**settings, **options})
+        return
+    if options:
+        raise ValueError(
+            f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are"
+        )
+    if isinstance(ratings, Blocks):
+        yield ratings
+    elif isinstance(ratings, str | Path):
+        yield open_blocks(ratings)
+    else:
+        if settings["client"] is not None:
+            raise ValueError("a matrix is trained on in threads of this process; client is for ratings in files")
+        path = f"memory://distmf-{uuid.uuid4().hex}"
+        try:
+            yield block_matrix(*set_entries(ratings, is_set), path, settings["seed"])
+        finally:
+            Folder.at(path).delete()
 
 
 def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: str, seed: int) -> Blocks:
@@ -239,77 +213,10 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
         _write_ids(folder, ids, counts)
-        run, data = _sort_into_run(batch, settings, layout, ids, "runs/0", 0)
+        run, data = sort_into_run(batch, settings, layout, ids, "runs/0", 0)
         folder.write(run.name, data)
-        _merge(engine, folder, settings, layout, counts, [run], ids)
+        merge_runs(engine, folder, settings, layout, counts, [run], ids)
     return open_blocks(path)
-
-
-def _count(engine: Engine, ratings: Ratings, settings: Settings) -> Counts:
-    count, done = _names("count", "counted")
-    tasks: dict[Key, Any] = {
-        (count, 0, n): Task((count, 0, n), _count_piece, ratings, piece, settings)
-        for n, piece in enumerate(ratings.pieces)
-    }
-    level, keys = 0, list(tasks)
-    tasks |= {(done, n): Task((done, n), _is_there, TaskRef(key)) for n, key in enumerate(keys)}
-    while len(keys) > 1 or level == 0:
-        level += 1
-        groups = [keys[n : n + FAN_IN] for n in range(0, len(keys), FAN_IN)]
-        keys = [(count, level, n) for n in range(len(groups))]
-        for key, group in zip(keys, groups, strict=True):
-            tasks[key] = Task(key, _merge_counts, *[TaskRef(part) for part in group])
-    on_done = _progress("counting", done, [piece.n_rows for piece in ratings.pieces])
-    wanted = [*keys, *((done, n) for n in range(len(ratings.pieces)))]
-    counts: Counts = run_through_losses(engine, Graph(tasks), wanted, on_done)[0]
-    if not counts.users.counts.any():
-        raise RatingsError(f"all {counts.n_ratings:,} ratings are held out; lower holdout from {settings.holdout}")
-    return counts
-
-
-def _names(*names: str) -> list[str]:
-    """Return names of tasks that are unique to one graph."""
-    token = uuid.uuid4().hex[:8]
-    return [f"{name}-{token}" for name in names]
-
-
-def _is_there(counts: Counts) -> bool:
-    """Tell that a piece is counted, without what was counted."""
-    return True
-
-
-def _count_piece(ratings: Ratings, piece: Piece, settings: Settings) -> Counts:
-    return _merge_counts(*[_count_batch(batch, settings) for batch in read_piece(ratings, piece)])
-
-
-def _count_batch(batch: Batch, settings: Settings) -> Counts:
-    user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
-    is_train = settings.is_train(user_hashes, item_hashes)
-    sample = np.unique(batch.rating[:: max(1, len(batch.rating) // 1024)])
-    distinct = np.unique(batch.rating) if len(sample) <= MAX_CODES else sample
-    return Counts(
-        IdCounts.of(batch.user, user_hashes, is_train, settings.user_salt),
-        IdCounts.of(batch.item, item_hashes, is_train, settings.item_salt),
-        _codes(distinct),
-        (float(batch.rating.min()), float(batch.rating.max())),
-        len(batch.rating),
-    )
-
-
-def _merge_counts(*parts: Counts) -> Counts:
-    lows, highs = zip(*[part.rating_range for part in parts], strict=True)
-    every_code = all(len(part.distinct) for part in parts)
-    return Counts(
-        IdCounts.merge([part.users for part in parts]),
-        IdCounts.merge([part.items for part in parts]),
-        _codes(np.unique(np.concatenate([part.distinct for part in parts])) if every_code else parts[0].distinct[:0]),
-        (min(lows), max(highs)),
-        sum(part.n_ratings for part in parts),
-    )
-
-
-def _codes(distinct: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return distinct if len(distinct) <= MAX_CODES else distinct[:0]
 
 
 def _layout(counts: Counts, settings: Settings, shape: Shape) -> Layout:
@@ -331,121 +238,3 @@ def _layout(counts: Counts, settings: Settings, shape: Shape) -> Layout:
 def _write_ids(folder: Folder, ids: Ids, counts: Counts) -> None:
     for name, id_map, id_counts in zip(KIND.tables, ids, (counts.users, counts.items), strict=True):
         folder.write_table(name, pa.table({"id": id_map.ids, "count": id_counts.counts}))
-
-
-def _scatter(
-    engine: Engine, ratings: Ratings, settings: Settings, layout: Layout, ids: Ids, folder: Folder
-) -> list[Run]:
-    """Write every piece as runs that are sorted by block, and return these, by piece."""
-    scatter, read_ids = _names("scatter", "ids")
-    # What other processes need of the ids they read themselves: a graph is no place for it.
-    there = Task(read_ids, Ids.read, folder, folder.checksums(KIND.tables), settings)
-    tasks: dict[Key, Any] = {read_ids: DataNode(read_ids, ids) if engine.shares_memory else there}
-    keys: list[Key] = [(scatter, n) for n in range(len(ratings.pieces))]
-    for key, piece in zip(keys, ratings.pieces, strict=True):
-        name = f"runs/{len(tasks) - 1:06d}"
-        tasks[key] = Task(key, _scatter_piece, ratings, piece, settings, layout, TaskRef(read_ids), folder, name)
-    on_done = _progress("scattering", scatter, [piece.n_rows for piece in ratings.pieces])
-    return [run for runs in run_through_losses(engine, Graph(tasks), keys, on_done) for run in runs]
-
-
-def _scatter_piece(
-    ratings: Ratings, piece: Piece, settings: Settings, layout: Layout, ids: Ids, folder: Folder, name: str
-) -> list[Run]:
-    """Write the ratings of one piece as runs, one for each batch, into one file."""
-    offset, runs = 0, []
-    with folder.create(name) as file:
-        for batch in read_piece(ratings, piece):
-            run, data = _sort_into_run(batch, settings, layout, ids, name, offset)
-            file.write(data)
-            offset += data.nbytes
-            runs.append(run)
-    return runs
-
-
-def _sort_into_run(
-    batch: Batch, settings: Settings, layout: Layout, ids: Ids, name: str, offset: int
-) -> tuple[Run, npt.NDArray[Any]]:
-    user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
-    rows, cols = ids.users.numbers_of_hashes(user_hashes), ids.items.numbers_of_hashes(item_hashes)
-    if min(rows.min(), cols.min()) < 0:
-        raise RatingsError("the ratings changed while they were blocked: an id came up that was not counted; try again")
-    row_cuts, col_cuts = np.array(layout.row_cuts), np.array(layout.col_cuts)
-    # The number of a line's block, looked up by line: narrow, so that the lookup stays in the cache.
-    row_block = np.repeat(np.arange(len(row_cuts) - 1, dtype=np.uint16), np.diff(row_cuts))[rows]
-    col_block = np.repeat(np.arange(len(col_cuts) - 1, dtype=np.uint16), np.diff(col_cuts))[cols]
-    n_sections = 2 * layout.shape.rows * layout.shape.cols
-    section = (row_block.astype(np.min_scalar_type(n_sections)) * layout.shape.cols + col_block) * 2
-    section += ~settings.is_train(user_hashes, item_hashes)
-    order = np.argsort(section, kind="stable")  # a radix sort, as the type is narrow
-    records = np.empty(len(rows), dtype=record_dtype(layout))
-    records["row"] = (rows - row_cuts[row_block])[order]
-    records["col"] = (cols - col_cuts[col_block])[order]
-    values = np.searchsorted(np.array(layout.table, dtype=np.float32), batch.rating) if layout.table else batch.rating
-    records["value"] = values[order]
-    ends = np.cumsum(np.bincount(section, minlength=n_sections))
-    return Run(name, offset, np.append(0, ends)), records
-
-
-def _merge(
-    engine: Engine, folder: Folder, settings: Settings, layout: Layout, counts: Counts, runs: list[Run], ids: Ids
-) -> None:
-    """Put the row blocks together from their stretches of all runs and write the manifest."""
-    (merge,) = _names("merge")
-    tasks: dict[Key, Any] = {}
-    per_row = 2 * layout.shape.cols
-    for row in range(layout.shape.rows):
-        stretches = [run._replace(sections=run.sections[row * per_row : (row + 1) * per_row + 1]) for run in runs]
-        tasks[merge, row] = Task((merge, row), _merge_row_block, row, stretches, layout, settings, folder)
-    share = counts.n_ratings // layout.shape.rows
-    on_done = _progress("merging", merge, [share] * layout.shape.rows)
-    merged: list[RowBlock] = run_through_losses(engine, Graph(tasks), list(tasks), on_done)
-    folder.remove("runs")
-    n_duplicates = sum(part.n_duplicates for part in merged)
-    if n_duplicates and settings.duplicates == "error":
-        row, col = next(part.duplicate for part in merged if part.duplicate)
-        raise RatingsError(
-            f"{n_duplicates:,} ratings repeat a (user, item) pair, for example user {ids.users.ids[row].as_py()!r} and "
-            f"item {ids.items.ids[col].as_py()!r}; remove them, or take duplicates='keep' or 'mean' (--duplicates)"
-        )
-    entries = {key: entry for part in merged for key, entry in part.entries.items()}
-    found = {**settings._asdict(), "n_duplicates": n_duplicates}
-    save_manifest(folder, layout, entries, counts.rating_range, found)
-
-
-def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Settings, folder: Folder) -> RowBlock:
-    record, n_cols = record_dtype(layout), layout.shape.cols
-    stretches: list[list[npt.NDArray[Any]]] = [[] for _ in range(2 * n_cols)]
-    for run in runs:
-        bounds = run.sections
-        start, length = (int(n) * record.itemsize for n in (bounds[0], bounds[-1] - bounds[0]))
-        data = np.frombuffer(folder.read(run.name, run.offset + start, length), dtype=record)
-        for stretch, begin, end in zip(stretches, bounds - bounds[0], bounds[1:] - bounds[0], strict=False):
-            stretch.append(data[begin:end])
-    entries, n_duplicates, duplicate, offset = {}, 0, None, 0
-    with folder.create(row_file(row)) as file:
-        for col in range(n_cols):
-            key = BlockKey(row, col)
-            train, held_out = (
-                sort_part(np.concatenate(stretches[2 * col + n]), key, layout, settings.duplicates) for n in range(2)
-            )
-            block = train.data + held_out.data
-            file.write(block)
-            entries[key] = BlockEntry(
-                offset, len(block), zlib.crc32(block), train.moments.n, held_out.moments.n, train.moments
-            )
-            offset += len(block)
-            n_duplicates += train.n_duplicates + held_out.n_duplicates
-            duplicate = duplicate or train.duplicate or held_out.duplicate
-    return RowBlock(entries, n_duplicates, duplicate)
-
-
-def _progress(verb: str, name: str, sizes: Sequence[int]) -> Callable[[Any, Any], None]:
-    """Return a callback that counts tasks as they end; they are keyed (name, position in sizes)."""
-    progress, left = Progress(logger, verb, sum(sizes)), dict(enumerate(sizes))
-
-    def on_done(key: Any, value: Any) -> None:
-        if key[0] == name:
-            progress.advance(left.pop(key[1], 0))  # a graph that was lost is sent again
-
-    return on_done

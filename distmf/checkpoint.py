@@ -14,8 +14,13 @@ import math
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from distmf.blocks import KIND as BLOCKS
+from distmf.blocks import Blocks
+from distmf.engine import Engine
+from distmf.engines import check_storage
 from distmf.errors import StoreError
 from distmf.factors import Saved
 from distmf.filesystem import explained
@@ -23,7 +28,7 @@ from distmf.graph import Cost, State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
 from distmf.stepsize import StepState
-from distmf.store import TEMPORARY, Folder, Kind, free_folder
+from distmf.store import TEMPORARY, Folder, Kind, free_folder, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +140,28 @@ class Checkpoint:
     def _remove(self, directory: str) -> None:
         with contextlib.suppress(OSError):  # it may be gone, and a file too many does no harm
             self.folder.remove(directory)
+
+
+@contextlib.contextmanager
+def checkpoint_of(
+    blocks: Blocks, engine: Engine, path: str | Path | None, hyperparameters: dict[str, Any], *, resume: bool
+) -> Iterator[Checkpoint | None]:
+    """Yield the checkpoint of a training at `path`, or a temporary one where processes need one to share factors.
+
+    Raises
+    ------
+    StoreError
+        As `open_checkpoint`, or if a worker does not see the folder of the checkpoint or of the blocks.
+    """
+    if path is None and engine.shares_memory:
+        yield None
+        return
+    settings = {**blocks.identity(), **hyperparameters}
+    with contextlib.ExitStack() as stack:
+        folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
+        checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
+        check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
+        yield checkpoint
 
 
 @contextlib.contextmanager

@@ -34,19 +34,23 @@ from distmf.store import temporary_folder
 logger = logging.getLogger(__name__)
 
 RETRIES = 2  # of a task that raises: storage may be out of reach for a moment
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.02
 LOOK_SECONDS = 5.0  # between two looks at the workers
 PAUSED_SECONDS = 20.0
 NO_WORKERS_SECONDS = 600.0
 MAX_SUSPECTS = 3  # in a message
 
-# For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced.
+# For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced; what
+# the processes look at 50 or 10 times a second takes a tenth of a core from two workers, so they look once.
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 10,
     "distributed.scheduler.worker-saturation": float("inf"),
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.monitor-interval": "1s",
     "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
     "distributed.admin.low-level-log-length": 100,
     "distributed.diagnostics.computations.max-history": 0,
     "distributed.nanny.pre-spawn-environ.NUMBA_NUM_THREADS": 1,

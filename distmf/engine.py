@@ -5,6 +5,7 @@ Every engine computes the same values from the same graph; which tasks run where
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -40,6 +41,11 @@ class Graph(NamedTuple):
     tasks: Mapping[Key, Any]
     homes: Mapping[Key, Hashable] = {}
     steps: Mapping[Key, int] = {}
+
+
+def new_token() -> str:
+    """Return what makes the keys of one graph differ from all others on a cluster."""
+    return uuid.uuid4().hex[:8]
 
 
 def key_in_words(key: Any) -> str:

@@ -4,32 +4,27 @@ import contextlib
 import inspect
 import math
 import numbers
-import tempfile
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from distmf import factors
-from distmf.blocking import block_matrix, block_ratings
-from distmf.blocks import KIND as BLOCKS
-from distmf.blocks import Blocks, is_blocks, open_blocks
-from distmf.checkpoint import Checkpoint, open_checkpoint
+from distmf.blocking import blocks_of
+from distmf.blocks import Blocks, open_blocks
+from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.engine import Engine
-from distmf.engines import check_grid, check_storage, open_engine
+from distmf.engines import check_grid, open_engine
 from distmf.errors import NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
-from distmf.kernel import MAX_RANK, FactorBlock, Hyperparameters
-from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.model import KIND, Float32, Model, Recommendations, Side
+from distmf.kernel import MAX_RANK, Hyperparameters
+from distmf.matrix import IsSet, not_nan
+from distmf.model import KIND, Float32, Model, Recommendations
 from distmf.stepsize import START, StepRule
-from distmf.store import Folder, new_folder, temporary_folder
+from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer
 
 
@@ -185,60 +180,12 @@ class MatrixFactorization:
             raise ValueError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
-            blocks = stack.enter_context(self._blocks(ratings, is_set, client, threads, options))
+            settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads}
+            blocks = stack.enter_context(blocks_of(ratings, is_set, settings, options))
             check_grid(engine, blocks.shape)
-            opened = stack.enter_context(self._checkpoint(blocks, engine, checkpoint, resume=resume))
+            opened = stack.enter_context(checkpoint_of(blocks, engine, checkpoint, self.hyperparameters, resume=resume))
             self._train(blocks, engine, opened, int(checkpoint_every))
         return self
-
-    @contextlib.contextmanager
-    def _blocks(
-        self,
-        ratings: Blocks | str | Path | npt.NDArray[Any],
-        is_set: IsSet,
-        client: Any,
-        threads: int | None,
-        options: dict[str, Any],
-    ) -> Iterator[Blocks]:
-        if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
-            raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
-        if isinstance(ratings, str | Path) and not is_blocks(ratings):
-            with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
-                settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, **options}
-                yield block_ratings(ratings, f"{folder}/blocks", **settings)
-            return
-        if options:
-            raise ValueError(
-                f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are"
-            )
-        if isinstance(ratings, Blocks):
-            yield ratings
-        elif isinstance(ratings, str | Path):
-            yield open_blocks(ratings)
-        else:
-            if client is not None:
-                raise ValueError("a matrix is trained on in threads of this process; client is for ratings in files")
-            matrix, mask = set_entries(ratings, is_set)
-            path = f"memory://distmf-{uuid.uuid4().hex}"
-            try:
-                yield block_matrix(matrix, mask, path, self.seed)
-            finally:
-                Folder.at(path).delete()
-
-    @contextlib.contextmanager
-    def _checkpoint(
-        self, blocks: Blocks, engine: Engine, path: str | Path | None, *, resume: bool
-    ) -> Iterator[Checkpoint | None]:
-        """Yield the checkpoint at `path`, or a temporary one where processes need one to share factors."""
-        if path is None and engine.shares_memory:
-            yield None
-            return
-        settings = {**blocks.identity(), **self.hyperparameters}
-        with contextlib.ExitStack() as stack:
-            folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
-            checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
-            check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
-            yield checkpoint
 
     def _training(self, blocks: Blocks, folder: Folder | None = None) -> Training:
         moments = blocks.moments
@@ -264,9 +211,9 @@ class MatrixFactorization:
             progress = trainer.progress
             if progress.state.epoch:
                 history = History(progress.epochs, stopped, *exact, progress.rollbacks, trainer.ratings_per_second)
-                rows, cols = trainer.sides()
-                if all(np.isfinite(array).all() for side in (*rows, *cols) for array in side):
-                    self._model = _assemble(training, rows, cols, history)
+                model = Model.of_training(training, progress.state, history)
+                if model.is_finite:
+                    self._model = model
 
     def _check(self) -> None:
         """Refuse hyperparameters out of their range, and make plain numbers of the others."""
@@ -436,21 +383,6 @@ def load(path: str | Path) -> MatrixFactorization:
     mf = MatrixFactorization(**settings)
     mf._model = model
     return mf
-
-
-def _assemble(training: Training, rows: list[FactorBlock], cols: list[FactorBlock], history: History) -> Model:
-    """Return the model of trained factor blocks, in units of the ratings and by ascending id."""
-    users, items = _assemble_side(training, "user", rows), _assemble_side(training, "item", cols)
-    return Model(users, items, training.hyper.mean, training.blocks.rating_range, history)
-
-
-def _assemble_side(training: Training, name: Literal["user", "item"], parts: list[FactorBlock]) -> Side:
-    table, scale = training.blocks.ids(name), training.hyper.scale
-    order = pc.sort_indices(table["id"]).to_numpy()
-    factors = np.concatenate([part.factors[:, : training.rank] for part in parts])[order] * np.float32(math.sqrt(scale))
-    biases = np.concatenate([part.biases for part in parts])[order] * np.float32(scale)
-    ids = table["id"].take(pa.array(order)).combine_chunks()
-    return Side(ids, factors, biases, table["count"].to_numpy()[order])
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

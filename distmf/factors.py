@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from distmf.buffers import aligned_empty
 from distmf.errors import StoreError
-from distmf.kernel import FactorBlock, aligned_empty, padded_rank
+from distmf.kernel import FactorBlock, padded_rank
 from distmf.store import Folder
 
 FLOAT_BYTES = 4
@@ -134,7 +135,9 @@ def thawed(side: FactorBlock) -> FactorBlock:
     """Return a copy to write to."""
     factors = aligned_empty(*side.factors.shape)
     factors[:] = side.factors
-    return FactorBlock(factors, side.biases.copy())
+    biases = aligned_empty(*side.biases.shape)
+    biases[:] = side.biases
+    return FactorBlock(factors, biases)
 
 
 def frozen(side: FactorBlock) -> FactorBlock:

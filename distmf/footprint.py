@@ -23,7 +23,7 @@ class Rates(NamedTuple):
     kernel : float
         Updates per second of a thread, while the other threads of its machine are at work too.
     copy : float
-        Bytes per second that a thread copies into fresh memory.
+        Bytes per second at which a thread copies factors.
     disk : float
         Bytes per second that a worker reads, or writes, where the blocks lie.
     network : float

@@ -20,6 +20,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from distmf.buffers import CACHE_LINE, aligned_empty
+
 LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
 MAX_RANK = 512
 _FLAGS = ("reassoc", "contract")
@@ -61,7 +63,7 @@ class FactorBlock(NamedTuple):
     Attributes
     ----------
     factors : float32, shape (n, padded_rank)
-        P_i or Q_j in units of the square root of the ratings' scale; from `aligned_empty`, columns from `rank` on zero.
+        P_i or Q_j in units of the square root of the ratings' scale; from `aligned_empty`; columns from `rank` on zero.
     biases : float32, shape (n,)
         b_u or b_i, in units of the ratings' scale.
     """
@@ -81,13 +83,6 @@ class Tiles(NamedTuple):
 def padded_rank(rank: int) -> int:
     """Return the number of floats that a row of factors takes: `rank` rounded up to whole cache lines."""
     return -(-rank // LANES) * LANES
-
-
-def aligned_empty(n_rows: int, n_cols: int) -> Factors:
-    """Return an uninitialised float32 array of shape (n_rows, n_cols) that starts on a cache line."""
-    buffer = np.empty(n_rows * n_cols + LANES, dtype=np.float32)
-    start = (-buffer.ctypes.data // 4) % LANES
-    return buffer[start : start + n_rows * n_cols].reshape(n_rows, n_cols)
 
 
 def compile_for(ratings: Ratings, rank: int) -> None:
@@ -185,7 +180,7 @@ def _pass(
 
 def _aligned(factors: Factors) -> Factors:
     """Return factors that start on a cache line: what came from another process may not."""
-    if factors.ctypes.data % (4 * LANES) == 0:
+    if factors.ctypes.data % CACHE_LINE == 0:
         return factors
     copy = aligned_empty(*factors.shape)
     copy[:] = factors

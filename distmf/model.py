@@ -5,9 +5,11 @@ users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
 from distmf.errors import RatingsError
+from distmf.factors import Source, fetch
+from distmf.graph import State, Training
 from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.ids import IdMap, salt
@@ -49,6 +53,25 @@ class Side:
     biases: Float32
     counts: npt.NDArray[np.int64]
 
+    @classmethod
+    def of_training(cls, training: Training, name: Literal["user", "item"], sources: Sequence[Source]) -> Self:
+        """Return the side of trained factor blocks, in units of the ratings, of which one at a time is in memory."""
+        table, scale = training.blocks.ids(name), training.hyper.scale
+        order = pc.sort_indices(table["id"]).to_numpy()
+        positions = np.empty(len(order), dtype=np.int64)
+        positions[order] = np.arange(len(order))
+        factors = np.empty((len(order), training.rank), dtype=np.float32)
+        biases = np.empty(len(order), dtype=np.float32)
+        begin = 0
+        for source in sources:
+            block = fetch(source, training.folder, training.rank)
+            there = positions[begin : begin + len(block.biases)]
+            factors[there] = block.factors[:, : training.rank] * np.float32(math.sqrt(scale))
+            biases[there] = block.biases * np.float32(scale)
+            begin += len(block.biases)
+        ids = table["id"].take(pa.array(order)).combine_chunks()
+        return cls(ids, factors, biases, table["count"].to_numpy()[order])
+
     @functools.cached_property
     def map(self) -> IdMap:
         """Positions of ids."""
@@ -66,7 +89,7 @@ class Side:
         return pa.table({"id": self.ids, "bias": self.biases, "factors": factors, "count": self.counts})
 
     @classmethod
-    def from_table(cls, table: pa.Table, rank: int) -> "Side":
+    def from_table(cls, table: pa.Table, rank: int) -> Self:
         """Return the side that `table` made."""
         columns = {name: table[name].combine_chunks() for name in ("id", "bias", "factors", "count")}
         factors = columns["factors"].flatten().to_numpy(zero_copy_only=False).reshape(-1, rank)
@@ -134,6 +157,19 @@ class Model(NamedTuple):
     rating_range: tuple[float, float]
     history: History
 
+    @classmethod
+    def of_training(cls, training: Training, state: State, history: History) -> Self:
+        """Return the model of a state of a training."""
+        users = Side.of_training(training, "user", state.rows)
+        items = Side.of_training(training, "item", state.cols)
+        return cls(users, items, training.hyper.mean, training.blocks.rating_range, history)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all factors and biases are finite."""
+        arrays = [array for side in (self.users, self.items) for array in (side.factors, side.biases)]
+        return all(np.isfinite([array.min(), array.max()]).all() for array in arrays)
+
     def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True) -> tuple[Float32, npt.NDArray[np.bool_]]:
         """Return the predicted rating of each pair, and which pairs have a user or an item that was not trained on."""
         rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
@@ -197,7 +233,7 @@ class Model(NamedTuple):
         folder.write_manifest(KIND, content)
 
     @classmethod
-    def load(cls, folder: Folder) -> tuple["Model", dict[str, Any]]:
+    def load(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
         """Return the model in a folder and its hyperparameters."""
         manifest = folder.read_manifest(KIND)
         settings, history = manifest["hyperparameters"], History.from_json(manifest["history"])

@@ -1,13 +1,10 @@
 """The machine at hand -> how fast its kernel, its memory and its disk are. A few seconds of work."""
 
-import contextlib
-import ctypes
 import os
 import tempfile
 import time
-import uuid
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,6 +15,8 @@ from dask._task_spec import Task
 
 from distmf import kernel
 from distmf.blocks import BlockEntry, Blocks, Layout, Moments
+from distmf.buffers import aligned_empty
+from distmf.engine import new_token
 from distmf.factors import First, frozen, thawed
 from distmf.graph import Column, Generation, State, Training, Visited, build_generation, column_of, visit
 from distmf.grid import BlockKey, Shape, bytes_per_line, offset_dtype, tile_shape
@@ -34,8 +33,6 @@ N_CODES = 10
 FILE_BYTES = 64 << 20
 READ_BYTES = 4 << 20
 SCHEDULER_SHAPE, SCHEDULER_EPOCHS = Shape(16, 16), 4
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt
-WORKER_TRIM_THRESHOLD = 65_536  # what a Dask nanny sets in the environment of its worker
 
 
 class Speed(NamedTuple):
@@ -46,7 +43,7 @@ class Speed(NamedTuple):
     kernel : float
         Updates.
     copy : float
-        Bytes of factors, copied into fresh memory.
+        Bytes of factors that are copied.
     """
 
     kernel: float
@@ -92,7 +89,7 @@ def measure_kernel(
     n_pairs = max(1, min(-(-shape.rows // (workers * threads)), MAX_FACTOR_BYTES // (at_once * pair_bytes)))
     rng = np.random.default_rng(0)
     pairs = [(_factors(rng, n_rows, rank), _factors(rng, n_cols, rank)) for _ in range(at_once * n_pairs)]
-    with _memory_as_in_a_worker(), ThreadPoolExecutor(at_once, thread_name_prefix="distmf") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="distmf") as pool:
         parts = pool.map(lambda n: _visits(ratings, pairs[n::at_once]), range(at_once))
         found = [seconds for part in parts for seconds in part]
     copying, training = (median(seconds) for seconds in zip(*found, strict=True))
@@ -129,7 +126,7 @@ def _draw(rng: np.random.Generator, n: int, n_lines: int, n_all: int, power: flo
 
 
 def _factors(rng: np.random.Generator, n_lines: int, rank: int) -> FactorBlock:
-    factors = kernel.aligned_empty(n_lines, padded_rank(rank))
+    factors = aligned_empty(n_lines, padded_rank(rank))
     factors[:] = 0
     factors[:, :rank] = rng.standard_normal((n_lines, rank), dtype=np.float32) * np.float32(0.1)
     return FactorBlock(factors, np.zeros(n_lines, dtype=np.float32))
@@ -147,28 +144,9 @@ def _visits(ratings: Ratings, pairs: list[tuple[FactorBlock, FactorBlock]]) -> l
         copied = time.perf_counter()
         kernel.train_block(ratings, rows, cols, hyper, 0.01, len(found))
         trained = time.perf_counter()
-        pairs[n] = frozen(rows), frozen(cols)  # what was there is given back to the system
+        pairs[n] = frozen(rows), frozen(cols)
         found.append((copied - began + time.perf_counter() - trained, trained - copied))
     return found[1:]  # the first finds a cold cache
-
-
-@contextlib.contextmanager
-def _memory_as_in_a_worker() -> Iterator[None]:
-    """Let freed memory go back to the system at once: in a Dask worker every large copy goes to fresh pages.
-
-    With the allocator's defaults copies of a few MB are ten times as fast. They cannot be restored; what is set at the
-    end is where their own adjustment leads.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        yield
-        return
-    mallopt(M_TRIM_THRESHOLD, WORKER_TRIM_THRESHOLD)
-    mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its default, which stays as it is once a threshold is set
-    yield
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def measure_disk(folder: str | None = None) -> DiskSpeed:
@@ -244,7 +222,7 @@ def hollow_generation(
     training = Training(blocks, Hyperparameters(0.0, 1.0, 0.0, 0.0), StepRule(1.0, 1.0), 1, 0)
     rows, cols = (tuple(First((0,), 1, 0.0, np.empty(0, dtype=np.int64)) for _ in range(n)) for n in shape)
     state = State(0, rows, cols, training.rule.first(), None)
-    generation = build_generation(training, state, n_epochs, uuid.uuid4().hex[:8], owners, n_epochs)
+    generation = build_generation(training, state, n_epochs, new_token(), owners, n_epochs)
     tasks = {
         key: Task(key, _visit_nothing, pause, *task.args) if isinstance(task, Task) and task.func is visit else task
         for key, task in generation.graph.tasks.items()

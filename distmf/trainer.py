@@ -10,7 +10,6 @@ import itertools
 import logging
 import math
 import time
-import uuid
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,13 +19,12 @@ from dask.typing import Key
 
 from distmf import factors, kernel
 from distmf.checkpoint import Checkpoint, Progress
-from distmf.engine import MAX_LOSSES, Engine, Graph, run_through_losses
+from distmf.engine import MAX_LOSSES, Engine, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
 from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
 from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
-from distmf.kernel import FactorBlock
 from distmf.stepsize import StepState
 
 logger = logging.getLogger(__name__)
@@ -130,12 +128,6 @@ class Trainer:
                 return event, cost
             event = None
 
-    def sides(self) -> tuple[list[FactorBlock], list[FactorBlock]]:
-        """Return the row blocks and the column blocks of the last good state."""
-        state, folder, rank = self.progress.state, self.training.folder, self.training.rank
-        rows, cols = ([factors.fetch(source, folder, rank) for source in side] for side in (state.rows, state.cols))
-        return rows, cols
-
     def rmse(self, cost: float) -> float | None:
         """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
         return None if math.isnan(cost) else math.sqrt(cost) * self.training.hyper.scale
@@ -156,7 +148,7 @@ class Trainer:
     def _is_whole(self, state: State) -> bool:
         """Return whether all files of a state can be read; those who read them keep them for the next generation."""
         owners = self.engine.owners(self.training.blocks.shape.rows)
-        token = uuid.uuid4().hex[:8]
+        token = new_token()
         tasks: dict[Key, Task] = {}
         homes: dict[Key, Hashable] = {}
         for n, source in enumerate((*state.rows, *state.cols)):
@@ -173,7 +165,7 @@ class Trainer:
     def _measure(self) -> Cost:
         """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
         owners = self.engine.owners(self.training.blocks.shape.rows)
-        graph, key = build_measurement(self.training, self.progress.state, uuid.uuid4().hex[:8], owners)
+        graph, key = build_measurement(self.training, self.progress.state, new_token(), owners)
         cost: Cost = run_through_losses(self.engine, graph, [key])[0]
         return cost
 
@@ -195,7 +187,7 @@ class Trainer:
     def _run_graph(self, until: int, *, say: bool) -> Reached:
         state = self.progress.state
         owners = self.engine.owners(self.training.blocks.shape.rows)
-        token = uuid.uuid4().hex[:8]
+        token = new_token()
         generation = build_generation(self.training, state, until - state.epoch, token, owners, self.save_every)
         watch = _Watch(self, generation, self.progress, say)
         start = time.perf_counter()

@@ -17,6 +17,8 @@ from distributed import Client
 
 from distmf.cluster import local_cluster
 
+DASK = (sys.executable, "-m", "dask")
+
 
 @contextlib.contextmanager
 def cluster(n_workers: int, folder: Path) -> Iterator[Client]:
@@ -98,8 +100,7 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _run(command: list[str | Path], folder: Path) -> subprocess.Popen[bytes]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "DASK_TEMPORARY_DIRECTORY": str(folder), "TMPDIR": str(folder)}
+    environment = {**os.environ, "DASK_TEMPORARY_DIRECTORY": str(folder), "TMPDIR": str(folder)}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen([*map(str, command)], stdout=log, stderr=log, env=environment)
 
@@ -108,7 +109,7 @@ def start_scheduler(started: list[subprocess.Popen[bytes]], folder: Path, *optio
     """Start a scheduler on loopback and return its file, which is in `folder` as is all that it writes."""
     file = folder / "scheduler.json"
     listen = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-    started.append(_run(["dask", "scheduler", "--scheduler-file", file, *listen, *options], folder))
+    started.append(_run([*DASK, "scheduler", "--scheduler-file", file, *listen, *options], folder))
     for _ in range(300):
         with contextlib.suppress(OSError, ValueError):
             json.loads(file.read_text())
@@ -122,7 +123,7 @@ def start_worker(
 ) -> None:
     """Start a worker of one thread; `before` is a shell command that is run first, in a file system of its own."""
     join = ["--scheduler-file", folder / "scheduler.json", "--host", "127.0.0.1", "--nthreads", "1"]
-    command = ["dask", "worker", *join, "--name", name]
+    command = [*DASK, "worker", *join, "--name", name]
     command += ["--local-directory", folder, "--dashboard-address", "127.0.0.1:0", *options]
     if before:
         command = ["unshare", "--mount", "sh", "-c", f'{before} && exec "$@"', "sh", *command]

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from distmf import MatrixFactorization, always, factors, graph, kernel, non_negative, not_nan
+from distmf.buffers import aligned_empty
 from distmf.errors import RatingsError
-from distmf.kernel import FactorBlock, Hyperparameters, Ratings, aligned_empty
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings
 
 MATRIX = np.array([[3, 1, 1, 3, 1], [1, 2, 4, 1, 3], [3, 1, 1, 3, 1], [4, 3, 5, 4, 4]], dtype=np.float64)
 

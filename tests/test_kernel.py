@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from distmf import kernel
-from distmf.kernel import FactorBlock, Hyperparameters, Ratings, aligned_empty, padded_rank
+from distmf.buffers import aligned_empty
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
@@ -152,11 +153,3 @@ def test_train_block__compiles_one_signature() -> None:
         for training in (True, False):
             compiled = kernel._compiled(16, coded, training=training)
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]
-
-
-def test_aligned_empty__starts_rows_on_cache_lines() -> None:
-    for n_rows, rank in ((1, 1), (3, 17), (100, 64)):
-        array = aligned_empty(n_rows, padded_rank(rank))
-        assert array.shape == (n_rows, padded_rank(rank))
-        assert array.ctypes.data % 64 == 0
-        assert array.strides[0] % 64 == 0

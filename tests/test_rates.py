@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from distmf.buffers import aligned_empty
 from distmf.engine import ThreadEngine
 from distmf.grid import Shape
-from distmf.kernel import FactorBlock, Hyperparameters, aligned_empty, padded_rank, train_block
+from distmf.kernel import FactorBlock, Hyperparameters, padded_rank, train_block
 from distmf.rates import (
     MAX_FACTOR_BYTES,
     MAX_RATINGS,

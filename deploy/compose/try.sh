@@ -108,8 +108,8 @@ build() {
 
 compose() { "$docker_compose" --progress quiet "${files[@]}" "$@"; }
 pid_of() { podman inspect --format '{{.State.Pid}}' "$1"; }
-# has_logged CONTAINER PATTERN: podman's own log, of all runs of the container
-has_logged() { podman logs "$1" 2>&1 | grep -E "$2" >/dev/null; }
+# has_printed CONTAINER PATTERN: podman's own log, of all runs of the container
+has_printed() { podman logs "$1" 2>&1 | grep -E "$2" >/dev/null; }
 has_state() { [ "$(podman inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$1")" = "$2" ]; }
 is_another_than() { ! has_state "$1" "exited 137" && [ "$(pid_of "$1")" != "$2" ] && [ "$(pid_of "$1")" != 0 ]; }
 
@@ -127,10 +127,10 @@ train_and_compare() {
     files=("${@/#/--file=}")
     local container epoch
     compose up --detach --no-build train
-    until_true 10 "limit of a worker's memory" has_logged distmf-worker-2 'Memory: +1\.80 GiB'  # 0.9 of the container's limit
+    until_true 10 "limit of a worker's memory" has_printed distmf-worker-2 'Memory: +1\.80 GiB'  # 0.9 of the container's limit
     for container in worker-1:3 train-1:20 scheduler-1:40; do
         epoch=${container#*:}
-        until_true 120 "epoch $epoch" has_logged distmf-train-1 "epoch +$epoch/"
+        until_true 120 "epoch $epoch" has_printed distmf-train-1 "epoch +$epoch/"
         kill_process "distmf-${container%:*}"
         say "killed ${container%:*} after epoch $epoch; it is back"
     done

@@ -25,7 +25,6 @@ submit() {
 field() { scontrol --oneliner show job "$job" | grep -oP "(?<= $1=)\S+"; }
 is() { [ "$(field "$1")" = "$2" ]; }
 has_ended() { [[ $(field JobState) =~ ^(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)$ ]]; }
-has_logged() { grep -qs "$2" "$1"; }
 goes_on() { [ "$(grep -c '^going on after epoch' train.log)" = "$1" ]; }
 
 # goes_on_requeued TIMES
@@ -37,22 +36,13 @@ goes_on_requeued() {
 # pids_of_tasks [TASK]: of the job's srun, and of one task only: 0 is the scheduler, 1 the driver
 pids_of_tasks() { scontrol listpids "$job.0" | awk -v task="${1:-}" '$5 ~ /^[0-9]+$/ && (task == "" || $5 == task) {print $1}'; }
 
-listens_on_loopback_only() {
-    local code='import sys, psutil
-sockets = [c for pid in sys.argv[1:] for c in psutil.Process(int(pid)).net_connections() if c.status == "LISTEN"]
-print(*(f"{c.laddr.ip}:{c.laddr.port}" for c in sockets))
-sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
-    # shellcheck disable=SC2046  # one word each
-    python3 -c "$code" $(pids_of_tasks) >sockets || fail "listens on more than 127.0.0.1, or on nothing: $(cat sockets)"
-    say "scheduler and workers listen on $(wc -w <sockets) ports of 127.0.0.1 only"
-}
-
 # Once each: a killed driver, a job whose time is nearly over, a job that is cancelled and submitted again.
 train_and_kill() {
     local pid
     submit train "$work/blocks" model --checkpoint checkpoint "${options[@]}"
     until_true 120 "fifth epoch" has_logged train.log '^epoch *5/'
-    listens_on_loopback_only
+    # shellcheck disable=SC2046  # one word each
+    listens_on_loopback_only $(pids_of_tasks)
     pid=$(pids_of_tasks 1)
     kill -KILL "$pid" || fail "the driver ended before it could be killed"
     goes_on_requeued 1
@@ -105,7 +95,6 @@ train_from_login_node() {
     until_true 60 "end of the workers' jobs" has_no_jobs
     say "trained from the login node, with new workers: the same bytes again"
 }
-has_no_process() { ! kill -0 "$1" 2>/dev/null; }
 has_no_jobs() { [ -z "$(squeue --noheader)" ]; }
 
 need_commands sbatch openssl

@@ -59,8 +59,6 @@ train() {
         $deploy/ssh/over_ssh.py --hosts $4 --interface lo --workers $5 --ssh-config ssh_config \
         train blocks $2 --checkpoint $3 --resume ${options[*]} >$1 2>&1 </dev/null & echo \$!")
 }
-has_ended() { ! kill -0 "$driver" 2>/dev/null; }
-has_logged() { grep -qs "$2" "$work/$1"; }
 remote() { pgrep --full "distributed.cli.dask_spec" | grep -xFf <(ours) || true; }
 workers() { for pid in $(remote); do pgrep --parent "$pid" --full spawn_main || true; done; }
 has_workers() { [ "$(workers | wc -l)" = 2 ]; }
@@ -69,13 +67,14 @@ nothing_is_left() { [ -z "$(ours)" ]; }
 train_and_kill() {
     local victim
     train first.log model checkpoint two-hosts 1
-    until_true 60 "fifth epoch" has_logged first.log '^epoch *5/'
-    listens_on_loopback_only
+    until_true 60 "fifth epoch" has_logged "$work/first.log" '^epoch *5/'
+    # shellcheck disable=SC2046  # one word each
+    listens_on_loopback_only $(remote) $(workers)
     kill -HUP "$driver"  # a shell sends it to what it has started when its terminal is closed
     victim=$(workers | head -n 1)
     kill -KILL "$victim"
     until_true 30 "a new worker" has_workers
-    until_true 60 "epochs with the new worker" has_logged first.log '^epoch *20/'
+    until_true 60 "epochs with the new worker" has_logged "$work/first.log" '^epoch *20/'
     say "ended its session, killed a worker: another one is there, and the training goes on"
 
     kill -KILL "$driver" || fail "the driver ended before it could be killed"
@@ -83,8 +82,8 @@ train_and_kill() {
     say "killed the driver: scheduler and workers have ended"
 
     train second.log model checkpoint two-hosts 1
-    until_true 120 "end of the driver" has_ended
-    has_logged second.log '^going on after epoch' || fail "it began anew instead of going on"
+    until_true 120 "end of the driver" has_no_process "$driver"
+    has_logged "$work/second.log" '^going on after epoch' || fail "it began anew instead of going on"
     same_model "$work/model" "$work/reference"
     until_true 10 "end of scheduler and workers" nothing_is_left
     say "started it again: the same bytes as in threads without interruption, and nothing is left running"
@@ -93,18 +92,10 @@ train_and_kill() {
 # The machines that are there begin to start their workers, and must not keep them.
 miss_a_machine() {
     train missing.log no-model no-checkpoint missing-host 1
-    until_true 60 "end of the driver without a machine" has_ended
-    has_logged missing.log "no cluster on 127.0.0.1, 127.0.0.3: .*must work for each" || fail "does not say what is wrong"
+    until_true 60 "end of the driver without a machine" has_no_process "$driver"
+    has_logged "$work/missing.log" "no cluster on 127.0.0.1, 127.0.0.3: .*must work for each" || fail "does not say what is wrong"
     until_true 20 "end of the workers without a driver" nothing_is_left
     say "a machine is missing: it says so, and nothing is left running"
-}
-
-listens_on_loopback_only() {
-    local code='import sys, psutil
-sockets = [c for pid in sys.argv[1:] for c in psutil.Process(int(pid)).net_connections() if c.status == "LISTEN"]
-sys.exit(not sockets or any(c.laddr.ip != "127.0.0.1" for c in sockets))'
-    # shellcheck disable=SC2046  # one word each
-    python3 -c "$code" $(remote) $(workers) || fail "scheduler or workers listen on more than 127.0.0.1"
 }
 
 train_with_tls() {
@@ -112,9 +103,9 @@ train_with_tls() {
     sed "s|/path/to/tls|$work/tls|g" "$deploy/tls.yaml" >"$work/dask.yaml"
     export DASK_CONFIG=$work/dask.yaml
     train tls.log tls-model tls-checkpoint one-host 2
-    until_true 60 "fifth epoch with TLS" has_logged tls.log '^epoch *5/'
+    until_true 60 "fifth epoch with TLS" has_logged "$work/tls.log" '^epoch *5/'
     refuses_strangers
-    until_true 120 "end of the driver" has_ended
+    until_true 120 "end of the driver" has_no_process "$driver"
     same_model "$work/tls-model" "$work/reference"
     until_true 10 "end of scheduler and workers" nothing_is_left
     say "trained with TLS: the same bytes again"

@@ -1,0 +1,77 @@
+"""Arrays for factors in memory that is used again.
+
+A task copies the factors that it changes, so every visit of a block needs as much memory as the visit before has set
+free. Allocators give large pieces back to the system at once, above all in Dask's workers, and to get fresh ones takes
+longer than the copy that goes into them.
+"""
+
+import threading
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+CACHE_LINE = 64  # bytes
+STEPS = 16  # sizes between two powers of two: row blocks differ by a few rows, and should fit into the same buffers
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Pool:
+    """Buffers by size, safe to use from several threads.
+
+    It keeps no more idle than is in use, so it is empty when all arrays are gone.
+
+    Attributes
+    ----------
+    bytes_in_use, idle_bytes : int
+        Of the buffers that arrays lie in, and of those that wait for one.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_in_use = self.idle_bytes = 0
+        self._idle: dict[int, list[Bytes]] = defaultdict(list)
+        self._lock = threading.RLock()  # a thread that takes a buffer may find garbage that gives one back
+
+    def empty(self, *shape: int) -> npt.NDArray[np.float32]:
+        """Return an uninitialised float32 array that starts on a cache line."""
+        n_bytes = 4 * int(np.prod(shape))
+        flat = np.asarray(_Loan(self, self._take(n_bytes)))
+        return flat[:n_bytes].view(np.float32).reshape(shape)
+
+    def _take(self, n_bytes: int) -> Bytes:
+        step = max(CACHE_LINE, (1 << n_bytes.bit_length()) // (2 * STEPS))
+        size = -(-n_bytes // step) * step
+        with self._lock:
+            self.bytes_in_use += size
+            if self._idle[size]:
+                self.idle_bytes -= size
+                return self._idle[size].pop()
+        memory = np.empty(size + CACHE_LINE, dtype=np.uint8)
+        start = -memory.ctypes.data % CACHE_LINE
+        return memory[start : start + size]
+
+    def give_back(self, memory: Bytes) -> None:
+        """Take a buffer back; which drops the last view of it."""
+        with self._lock:
+            self.bytes_in_use -= len(memory)
+            self.idle_bytes += len(memory)
+            self._idle[len(memory)].append(memory)
+            while self.idle_bytes > self.bytes_in_use:
+                size = next(size for size, buffers in self._idle.items() if buffers)
+                self._idle[size].pop()
+                self.idle_bytes -= size
+
+
+class _Loan:
+    """A buffer while there are arrays in it: NumPy takes it for the owner of their memory."""
+
+    def __init__(self, pool: Pool, memory: Bytes) -> None:
+        self._pool, self._memory = pool, memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        self._pool.give_back(self._memory)
+
+
+aligned_empty = Pool().empty
