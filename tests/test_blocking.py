@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import pkgutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distmf import MatrixFactorization, block_ratings, blocking, blocks, open_blocks
+from distmf import MatrixFactorization, block_ratings, blocks, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.engine import ThreadEngine
 from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
@@ -188,7 +189,7 @@ def test_block_ratings__leaves_other_folders_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("step", ["_scatter_piece", "_merge_row_block", "_count_piece"])
+@pytest.mark.parametrize("step", ["scattering._scatter_piece", "merging._merge_row_block", "counting._count_piece"])
 def test_block_ratings__keeps_the_old_blocks_when_it_fails(
     step: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,14 +197,14 @@ def test_block_ratings__keeps_the_old_blocks_when_it_fails(
     block_ratings(source, tmp_path / "b", seed=1)
     before = files(tmp_path)
     calls = itertools.count()
-    original = getattr(blocking, step)
+    original = pkgutil.resolve_name(f"distmf.{step}")
 
     def fail(*args: Any) -> Any:
         if next(calls) == 3:
             raise error
         return original(*args)
 
-    monkeypatch.setattr(blocking, step, fail)
+    monkeypatch.setattr(f"distmf.{step}", fail)
     with pytest.raises(error):
         block_ratings(source, tmp_path / "b", seed=2)
     assert files(tmp_path) == before
