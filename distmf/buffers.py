@@ -75,3 +75,10 @@ class _Loan:
 
 
 aligned_empty = Pool().empty
+
+
+def aligned_copy(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return a copy to write to that starts on a cache line."""
+    copy = aligned_empty(*array.shape)
+    copy[:] = array
+    return copy

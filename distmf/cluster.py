@@ -41,7 +41,7 @@ NO_WORKERS_SECONDS = 600.0
 MAX_SUSPECTS = 3  # in a message
 
 # For clusters of our own. Soft pins place the tasks, factors do not spill, and a worker that is killed is replaced.
-# What two workers look at 50 or 10 times a second takes a tenth of a core, so they look once or less.
+# What every process looks at 50 times a second takes time from the kernels, so it looks once or less.
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 10,
     "distributed.scheduler.worker-saturation": float("inf"),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distmf.buffers import aligned_empty
+from distmf.buffers import aligned_copy, aligned_empty
 from distmf.errors import StoreError
 from distmf.kernel import FactorBlock, padded_rank
 from distmf.store import Folder
@@ -133,11 +133,7 @@ def forget(folder: Folder, all_but: str = "") -> None:
 
 def thawed(side: FactorBlock) -> FactorBlock:
     """Return a copy to write to."""
-    factors = aligned_empty(*side.factors.shape)
-    factors[:] = side.factors
-    biases = aligned_empty(*side.biases.shape)
-    biases[:] = side.biases
-    return FactorBlock(factors, biases)
+    return FactorBlock(aligned_copy(side.factors), aligned_copy(side.biases))
 
 
 def frozen(side: FactorBlock) -> FactorBlock:

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from distmf.buffers import CACHE_LINE, aligned_empty
+from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
 
 LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
 MAX_RANK = 512
@@ -182,9 +182,7 @@ def _aligned(factors: Factors) -> Factors:
     """Return factors that start on a cache line: what came from another process may not."""
     if factors.ctypes.data % CACHE_LINE == 0:
         return factors
-    copy = aligned_empty(*factors.shape)
-    copy[:] = factors
-    return copy
+    return aligned_copy(factors)
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
