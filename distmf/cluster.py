@@ -27,7 +27,7 @@ from distributed.comm.core import CommClosedError
 from distributed.comm.core import connect as connect_to
 from distributed.security import Security
 
-from distmf.engine import Graph, OnDone, key_in_words
+from distmf.engine import EnoughError, Graph, OnChange, OnDone, key_in_words
 from distmf.errors import ClusterError, GraphLostError
 from distmf.store import temporary_folder
 
@@ -105,7 +105,9 @@ class ClusterEngine:
             found = self.client.run(function, *args, workers=list(workers), on_error="return")
         return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
 
-    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+    def run(
+        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+    ) -> list[Any]:
         """Compute `keys` of a graph; see `Engine.run`.
 
         Raises
@@ -113,13 +115,17 @@ class ClusterEngine:
         ClusterError
             If the connection is lost, if there are no workers for long, or if a task keeps killing its workers.
         GraphLostError
-            If the tasks were cancelled, but the cluster is there.
+            If the tasks were cancelled, but the cluster is there; if a worker stays paused.
         """
         futures: list[Future[Any]] = []
         try:
             with self._connected():
                 futures = self._submit(graph, keys)
-                return self._results(futures, on_done, _Lookout(self, graph))
+                return self._results(futures, on_done, _Lookout(self, graph, on_change))
+        except EnoughError:
+            _release(futures)
+            self._wait_for_tasks(graph, futures[-1].key)
+            raise
         except KilledWorker as err:
             raise ClusterError(
                 f"{self._suspects(err.task)} ran on {err.allowed_failures + 1} workers that died, last on "
@@ -127,8 +133,18 @@ class ClusterEngine:
                 "then a finer grid or fewer workers on a machine help"
             ) from err
         finally:
-            for future in futures:
-                future.release()
+            _release(futures)
+
+    def _wait_for_tasks(self, graph: Graph, last: Key) -> None:
+        """Return when no worker has a task of a graph under way whose futures were released, the one of `last` last."""
+        with contextlib.suppress(GraphLostError), self._connected(OSError):  # the tasks are lost, too
+            while self.client.run_on_scheduler(_knows, last) or self._has_under_way(graph):
+                time.sleep(POLL_SECONDS)
+
+    def _has_under_way(self, graph: Graph) -> bool:
+        answers = self.everywhere(_under_way).values()
+        lists = [answer for answer in answers if isinstance(answer, list)]  # a worker that has died does nothing
+        return any(key in graph.tasks for keys in lists for key in keys)
 
     def _suspects(self, key: Key) -> str:
         """Return in words the task that has lost most workers, or those that have: some may only have waited there."""
@@ -162,10 +178,10 @@ class ClusterEngine:
                 lookout.look()
         return [values[future.key] for future in futures]
 
-    def workers(self, status: str = "running") -> dict[str, Any]:
-        """Return the workers of a status, by default those that take tasks, by address, in the order of their names."""
+    def workers(self, *statuses: str) -> dict[str, Any]:
+        """Return the workers that take tasks, or those of some statuses, by address, in the order of their names."""
         workers = self._identity()["workers"].items()
-        found = [(address, worker) for address, worker in workers if worker["status"] == status]
+        found = [(address, worker) for address, worker in workers if worker["status"] in (statuses or ("running",))]
         return dict(sorted(found, key=lambda pair: (len(str(pair[1]["name"])), str(pair[1]["name"]))))
 
     def _identity(self) -> dict[str, Any]:
@@ -230,6 +246,21 @@ def _version() -> str:
     return version("distmf")
 
 
+def _release(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        future.release()
+
+
+def _knows(key: Key, dask_scheduler: Any) -> bool:
+    """Return, on the scheduler, whether it knows a task."""
+    return key in dask_scheduler.tasks
+
+
+def _under_way(dask_worker: Any) -> list[Key]:
+    """Return, on a worker, the keys of the tasks that it may still do something for."""
+    return [key for key, task in dask_worker.state.tasks.items() if task.state not in ("memory", "error")]
+
+
 def _most_suspicious(dask_scheduler: Any) -> list[Key]:
     """Return, on the scheduler, the keys of the tasks that were on workers that died more often than all others."""
     counts = {key: task.suspicious for key, task in dask_scheduler.tasks.items() if task.suspicious}
@@ -239,8 +270,9 @@ def _most_suspicious(dask_scheduler: Any) -> list[Key]:
 class _Lookout:
     """Looks at the workers while tasks are under way: some troubles of theirs no task ever reports."""
 
-    def __init__(self, engine: ClusterEngine, graph: Graph) -> None:
-        self.engine, self.tasks = engine, graph.tasks
+    def __init__(self, engine: ClusterEngine, graph: Graph, on_change: OnChange | None) -> None:
+        self.engine, self.tasks, self.on_change = engine, graph.tasks, on_change
+        self.at_first = set(self._workers())
         self.looked = self.seen_workers = time.monotonic()
         self.paused: dict[str, float] = {}
 
@@ -259,17 +291,23 @@ class _Lookout:
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
-        if self.engine.workers():
+        workers = self._workers()
+        paused = [address for address, worker in workers.items() if worker["status"] == "paused"]
+        if len(workers) > len(paused):
             self.seen_workers = now
         elif now - self.seen_workers > NO_WORKERS_SECONDS:
             raise ClusterError(f"there has been no worker for {NO_WORKERS_SECONDS:.0f} s; start some")
         else:
             logger.warning("no worker takes tasks; waiting for one")
-        paused = self.engine.workers("paused")
         self.paused = {address: self.paused.get(address, now) for address in paused}
         for address, since in self.paused.items():
             if now - since > PAUSED_SECONDS and self._has_tasks(address):
-                raise GraphLostError(f"worker {paused[address]['name']} ({address}) is paused, its memory is full")
+                raise GraphLostError(f"worker {workers[address]['name']} ({address}) is paused, its memory is full")
+        if self.on_change is not None and set(workers) != self.at_first:
+            self.on_change()
+
+    def _workers(self) -> dict[str, Any]:
+        return self.engine.workers("running", "paused")
 
     def _has_tasks(self, address: str) -> bool:
         keys = self.engine.client.processing(workers=[address]).get(address, ())

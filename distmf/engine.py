@@ -4,15 +4,11 @@ Every engine computes the same values from the same graph; which tasks run where
 """
 
 import logging
-import os
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-import dask.threaded
-from dask.callbacks import Callback
 from dask.typing import Key
 
 from distmf.errors import GraphLostError
@@ -23,6 +19,11 @@ MAX_LOSSES = 3  # of a graph in a row
 SGD_NAMES = "sgd-even", "sgd-odd"  # a colour each on the dashboard, so that one sees where an epoch ends
 
 OnDone = Callable[[Any, Any], None]
+OnChange = Callable[[], None]
+
+
+class EnoughError(Exception):
+    """Nothing more of a graph is wanted: what `on_done` raises to end it."""
 
 
 class Graph(NamedTuple):
@@ -89,7 +90,9 @@ class Engine(Protocol):
     def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """Call a function in every process that runs tasks; return what it returned or raised, by process."""
 
-    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
+    def run(
+        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+    ) -> list[Any]:
         """Compute `keys` of a graph.
 
         Parameters
@@ -100,9 +103,15 @@ class Engine(Protocol):
             What to return, in this order.
         on_done : callable, optional
             Called in this thread with the key and the value of each task in `keys` when it is done, in any order.
+        on_change : callable, optional
+            Called in this thread, every few seconds, if workers have joined or left since the graph was sent. A cluster
+            computes again all that a lost worker's blocks came from, and gives little to a new one; whoever knows
+            a better place to go on from raises `GraphLostError`.
 
         Raises
         ------
+        EnoughError
+            If `on_done` does; no task of the graph is under way any more.
         Exception
             The first that a task raises, as it is.
         """
@@ -122,49 +131,3 @@ def run_through_losses(engine: Engine, graph: Graph, keys: Sequence[Key], on_don
         except GraphLostError as err:
             logger.warning("%s; sending them again", err)
     return engine.run(graph, keys, on_done)
-
-
-class ThreadEngine:
-    """Dask's threaded scheduler on a pool of its own; a context manager that ends the pool.
-
-    Parameters
-    ----------
-    threads : int or None
-        How many; None means as many as this process may use.
-    """
-
-    shares_memory = True
-
-    def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; at least 1 is needed")
-        self.n_slots = threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.n_slots, thread_name_prefix="distmf")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def owners(self, n_row_blocks: int) -> list[Hashable]:
-        """Return an owner for each row block: any thread may take any of them."""
-        return list(range(n_row_blocks))
-
-    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """Call a function on a thread of the pool, so that Ctrl-C reaches this one at once."""
-        future = self._pool.submit(function, *args)
-        return {"this process": future.exception() or future.result()}
-
-    def run(self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None) -> list[Any]:
-        """Compute `keys` of a graph; see `Engine.run`."""
-        wanted = set(keys)
-
-        def posttask(key: Any, value: Any, graph: Any, state: Any, worker: Any) -> None:
-            if on_done is not None and key in wanted:
-                on_done(key, value)
-
-        with Callback(posttask=posttask):  # type: ignore[no-untyped-call]
-            return list(dask.threaded.get(graph.tasks, list(keys), pool=self._pool, num_workers=self.n_slots))

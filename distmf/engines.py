@@ -7,11 +7,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from distmf.engine import Engine, ThreadEngine
+from distmf.engine import Engine
 from distmf.errors import StoreError
 from distmf.filesystem import explained
 from distmf.grid import Shape
 from distmf.store import Folder
+from distmf.threads import ThreadEngine
 
 logger = logging.getLogger(__name__)
 

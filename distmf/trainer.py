@@ -1,11 +1,12 @@
 """Blocks and hyperparameters -> trained factor blocks: the driver of the epochs.
 
 Epochs run in generations of several, as if nothing would happen in them, and are judged one by one as they pass. If the
-third of them reached the target, or diverged, what comes after it does not count: training goes on from the factors
-that were saved when it ended, or, if they were not, the generation is run again up to there. So the result does not
-depend on the length of a generation, nor on when training was interrupted and resumed.
+third of them reached the target, or diverged, the generation ends there: training goes on from the factors that were
+saved when that epoch ended, or, if they were not, the generation is run again up to there. So the result depends
+neither on the length of a generation nor on when training was interrupted and resumed.
 """
 
+import contextlib
 import itertools
 import logging
 import math
@@ -19,7 +20,7 @@ from dask.typing import Key
 
 from distmf import factors, kernel
 from distmf.checkpoint import Checkpoint, Progress
-from distmf.engine import MAX_LOSSES, Engine, Graph, new_token, run_through_losses
+from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
 from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
@@ -29,7 +30,8 @@ from distmf.stepsize import StepState
 
 logger = logging.getLogger(__name__)
 
-EPOCHS_PER_GENERATION = 5
+EPOCHS_PER_GENERATION = 20
+EPOCHS_IN_MEMORY = 5  # of a generation that saves nothing on its way
 TASKS_PER_GENERATION = 20_000  # a scheduler's memory grows with them, by about 10 kB each
 STEADY_EPOCHS = 3  # in a row, whose changes of the cost must all be small
 DIVERGED = 2.0  # a cost this many times the lowest has diverged …
@@ -38,9 +40,10 @@ ROLLBACKS_BEFORE_RESTART = 3
 MAX_ROLLBACKS = 60
 
 
-def generation_epochs(shape: Shape) -> int:
+def generation_epochs(shape: Shape, *, saves: bool = True) -> int:
     """Return how many epochs a generation has on a grid of that shape, unless fewer are left."""
-    return max(1, min(EPOCHS_PER_GENERATION, TASKS_PER_GENERATION // (2 * shape.rows * shape.cols)))
+    at_most = EPOCHS_PER_GENERATION if saves else EPOCHS_IN_MEMORY
+    return max(1, min(at_most, TASKS_PER_GENERATION // (2 * shape.rows * shape.cols)))
 
 
 class StopRules(NamedTuple):
@@ -135,7 +138,8 @@ class Trainer:
     def _train(self) -> Stopped:
         """Run generations until a stop rule holds by the costs seen on the way."""
         while (left := self.rules.epochs - self.progress.state.epoch) > 0:
-            n_epochs = min(left, generation_epochs(self.training.blocks.shape))
+            shape, saves = self.training.blocks.shape, self.training.folder is not None
+            n_epochs = min(left, generation_epochs(shape, saves=saves))
             reached = self._run_generation(self.progress.state.epoch + n_epochs, say=True)
             if reached.epoch > self.progress.state.epoch:
                 self._run_generation(reached.epoch, say=False)
@@ -192,7 +196,8 @@ class Trainer:
         watch = _Watch(self, generation, self.progress, say)
         start = time.perf_counter()
         try:
-            self.engine.run(generation.graph, generation.keys, watch.on_done)
+            with contextlib.suppress(EnoughError):
+                self.engine.run(generation.graph, generation.keys, watch.on_done, watch.on_change)
         finally:
             self.seconds += time.perf_counter() - start
         if self.checkpoint:
@@ -269,6 +274,8 @@ class Trainer:
 class _Watch:
     """Takes the results of a generation as they come, in any order: judges its epochs, and accepts what was saved.
 
+    It ends the generation when nothing that is still to come counts.
+
     Attributes
     ----------
     reached : Reached
@@ -291,10 +298,21 @@ class _Watch:
         for n, snapshot in list(self.snapshots.items()):
             if n <= self.reached.epoch and snapshot in self.values and self._step(n):
                 self._accept(n, *self.values.pop(self.snapshots.pop(n)))
+        if self._is_over and not any(n <= self.reached.epoch for n in self.snapshots):
+            raise EnoughError
+
+    def on_change(self) -> None:
+        """Go on from the last state if it is a later one than the graph began with."""
+        if self.trainer.progress.state.epoch > self.begin.state.epoch:
+            raise GraphLostError("workers have joined or left the cluster")
+
+    @property
+    def _is_over(self) -> bool:
+        return self.reached.diverged or self.reached.event is not None
 
     def _next_is_there(self) -> bool:
-        n, goes_on = self.reached.epoch, not self.reached.event and not self.reached.diverged
-        return goes_on and self.generation.epochs.get(n) in self.values and self._step(n) is not None
+        n = self.reached.epoch
+        return not self._is_over and self.generation.epochs.get(n) in self.values and self._step(n) is not None
 
     def _step(self, n: int) -> StepState | None:
         """Return the step size state after `n` epochs, if it is known already."""

@@ -15,9 +15,9 @@ import pytest
 
 from distmf import MatrixFactorization, block_ratings, blocks, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
-from distmf.engine import ThreadEngine
 from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey
+from distmf.threads import ThreadEngine
 from tests.helpers import files, random_ratings, write
 
 Triple = tuple[Any, Any, float]

@@ -1,12 +1,14 @@
 """Training on worker processes through everything that happens to them: the same bits, and nothing lost."""
 
+import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from distmf import MatrixFactorization, block_ratings, trainer
 from distmf.cluster import SETTINGS
 from distmf.errors import ClusterError, StoreError
 from tests.clusters import at_epoch, cluster, kill, worker_pids
-from tests.helpers import blocks_in, saved
+from tests.helpers import blocks_in, files, saved
 
 EPOCHS = 15
 
@@ -64,6 +66,27 @@ def test_fit__gives_the_same_bits_and_leaves_nothing_behind(
     assert n_tasks(client) == 0
 
 
+def test_fit__ends_on_workers_when_what_comes_does_not_count(
+    client: Client, blocks: distmf.Blocks, tmp_path: Path
+) -> None:
+    def train(name: str, **where: Any) -> dict[str, bytes]:
+        mf = MatrixFactorization(16, epochs=300, target_cost=0.2).fit(blocks, **where)
+        n_epochs.append(len(mf.history_))
+        mf.save(tmp_path / name)
+        return files(tmp_path / name)
+
+    n_epochs: list[int] = []
+    assert train("cluster", client=client, checkpoint=tmp_path / "c") == train("local")
+    assert n_epochs[0] < 5
+    n_executed = sum(client.run(lambda dask_worker: dask_worker.state.executed_count).values())
+    assert n_executed < 10 * 2 * len(blocks.entries)  # of a generation of 20 epochs
+    assert n_tasks(client) == 0
+    manifest = json.loads((tmp_path / "c" / "checkpoint.json").read_text())
+    states = [state[name] for state in manifest["states"] for name in ("state", "before")]
+    named = {Path(file).parent.name for state in states for file, *_ in state["rows"] or ()}
+    assert {path.name for path in (tmp_path / "c" / "factors").iterdir()} == named
+
+
 @pytest.mark.parametrize("n_killed", [1, 2])
 def test_fit__goes_on_when_workers_are_killed(
     n_killed: int, client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path
@@ -82,7 +105,7 @@ def test_fit__gives_up_on_a_block_that_kills_every_worker(
     monkeypatch.setitem(SETTINGS, "distributed.scheduler.allowed-failures", 1)
     (tmp_path / "workers").mkdir()
     with cluster(2, tmp_path / "workers") as client:
-        client.register_plugin(DeadlyBlock(2, 3))
+        client.register_plugin(AtBlocks(die, (2, 3)))
         with pytest.raises(
             ClusterError, match=r"^(.* or )?block \(2, 3\) in epoch 1( or .*)? ran on 2 workers that died"
         ):
@@ -91,41 +114,69 @@ def test_fit__gives_up_on_a_block_that_kills_every_worker(
     assert beside(blocks) == ["b", "r.parquet"]
 
 
-class DeadlyBlock(WorkerPlugin):
-    """Makes every worker die that visits one block."""
+class AtBlocks(WorkerPlugin):
+    """Does something on every worker before a block is read: with the one at `where`, or with all."""
 
-    def __init__(self, row: int, col: int) -> None:
-        self.block = row, col
+    def __init__(self, act: Callable[[], Any], where: tuple[int, int] | None = None) -> None:
+        self.act, self.where = act, where
 
     def setup(self, worker: Worker) -> None:
         from distmf import blocks
 
-        original, deadly = blocks.Blocks.read, self.block
+        original, act, where = blocks.Blocks.read, self.act, self.where
 
         def read(self: distmf.Blocks, key: Any, part: Any) -> Any:
-            if tuple(key) == deadly:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if where is None or tuple(key) == where:
+                act()
             return original(self, key, part)
 
         blocks.Blocks.read = read  # type: ignore[method-assign]
 
 
-def test_fit__uses_a_worker_that_joins_late(blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path) -> None:
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rest() -> None:
+    time.sleep(0.005)
+
+
+@pytest.fixture
+def one_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the workers often, and keep all epochs in one generation, so that nothing else ends it."""
+    monkeypatch.setattr("distmf.cluster.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(trainer, "EPOCHS_PER_GENERATION", 1000)
+
+
+@pytest.mark.usefixtures("one_generation")
+def test_fit__uses_a_worker_that_joins_late(blocks: distmf.Blocks, tmp_path: Path) -> None:
     (tmp_path / "workers").mkdir()
+    mf, local = (MatrixFactorization(4, epochs=30, tol=0) for _ in range(2))
     with cluster(1, tmp_path / "workers") as client:
+        client.register_plugin(AtBlocks(rest))
         assert client.cluster is not None
-
-        def join() -> None:
-            client.cluster.scale(2)
-            client.wait_for_workers(2)
-
-        with at_epoch(3, join) as done:
-            mf = model().fit(blocks, client=client)
+        with at_epoch(3, lambda: client.cluster.scale(2)) as done:
+            mf.fit(blocks, client=client)
         assert done
         executed = client.run(lambda dask_worker: dask_worker.state.executed_count)
-    assert saved(mf, tmp_path) == expected
+    mf.save(tmp_path / "c")
+    local.fit(blocks).save(tmp_path / "l")
+    assert files(tmp_path / "c") == files(tmp_path / "l")
     assert len(executed) == 2
-    assert min(executed.values()) > 4 * EPOCHS
+    assert min(executed.values()) > 4 * 30
+
+
+@pytest.mark.usefixtures("one_generation")
+def test_fit__goes_on_from_the_last_state_when_a_worker_is_lost(
+    client: Client, blocks: distmf.Blocks, expected: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.register_plugin(AtBlocks(rest))
+    pid = worker_pids(client)[0]
+    with at_epoch(12, lambda: kill(pid)) as done:
+        mf = model().fit(blocks, client=client)
+    assert done
+    assert saved(mf, tmp_path) == expected
+    assert re.search(r"workers have joined or left the cluster; going on after epoch 1[0-4]$", caplog.text, re.M)
 
 
 def test_fit__goes_on_when_a_worker_retires(
@@ -224,7 +275,7 @@ def test_fit__keeps_the_scheduler_small_over_200_epochs(client: Client, blocks: 
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     assert len(seen) == 200
-    # Of a generation of 5 epochs of 4 × 4 blocks, with columns, saves and sums.
+    # Of a generation of epochs of 4 × 4 blocks, with columns, saves and sums.
     most = [max(column) for column in zip(*seen, strict=True)]
     assert most[0] < 2 * trainer.EPOCHS_PER_GENERATION * (2 * 16 + 16)
     assert most[1] < 40

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from distmf.buffers import aligned_empty
-from distmf.engine import ThreadEngine
 from distmf.grid import Shape
 from distmf.kernel import FactorBlock, Hyperparameters, padded_rank, train_block
 from distmf.rates import (
@@ -16,6 +15,7 @@ from distmf.rates import (
     measure_scheduler,
     synthetic_block,
 )
+from distmf.threads import ThreadEngine
 
 
 @pytest.mark.parametrize(

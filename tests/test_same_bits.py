@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from distmf import MatrixFactorization, block_ratings, graph
+from distmf.engine import Engine, Graph
 from distmf.filesystem import url_to_fs
 from distmf.kernel import FactorBlock
 from tests.clusters import at_epoch, cluster, start, wait_for, worker_pids
@@ -61,12 +62,16 @@ def test_same_bits__on_either_scheduler(
 ) -> None:
     used = []
 
-    def run(graph: Any, keys: Any, **options: Any) -> Any:
+    def run(self: Engine, graph: Graph, keys: Any, on_done: Any = None, on_change: Any = None) -> Any:
         used.append(get)
-        return get(graph, keys)
+        values = get(graph.tasks, list(keys))
+        for key, value in zip(keys, values, strict=True):
+            if on_done:
+                on_done(key, value)
+        return values
 
     source = write(tmp_path / "r.parquet", TABLE)
-    monkeypatch.setattr("distmf.engine.dask.threaded.get", run)
+    monkeypatch.setattr("distmf.threads.ThreadEngine.run", run)
     assert train(source, tmp_path / "model", threads=2) == expected
     assert used
 

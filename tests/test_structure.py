@@ -17,7 +17,7 @@ PACKAGE = Path(distmf.__file__).parent
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine
-kernel store grid stepsize history cluster
+kernel store grid stepsize history threads cluster
 ids schedule ratings matrix factors lock engines
 blocks
 tiles
@@ -40,7 +40,7 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 RESTRICTED = {
     "numba": {"kernel", "ids"},
     "llvmlite": {"kernel"},
-    "dask": {"engine", "cluster", "graph", "counting", "scattering", "merging", "trainer", "rates"},
+    "dask": {"engine", "threads", "cluster", "graph", "counting", "scattering", "merging", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command"},
     "rich": {"options"},

@@ -3,13 +3,14 @@
 import itertools
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distmf import Blocks, MatrixFactorization, block_ratings, trainer
+from distmf import Blocks, MatrixFactorization, block_ratings, graph, trainer
 from distmf.errors import DivergedError, NotFittedError
 from distmf.trainer import _is_steady
 from tests.helpers import files, random_ratings, write
@@ -46,6 +47,22 @@ def test_fit__stops_at_the_target_and_means_it(blocks: Blocks) -> None:
     assert len(mf.history_) < 200
     assert mf.history_[-1].train_rmse ** 2 < 0.3
     assert all(epoch.train_rmse**2 >= 0.3 for epoch in mf.history_[:-1])
+
+
+@pytest.mark.parametrize("options", [{"target_cost": 0.3, "reg": 0.01}, {"tol": 0.5}, {"step_size": 10.0, "epochs": 1}])
+def test_fit__ends_a_generation_when_what_comes_does_not_count(
+    options: dict[str, Any], blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, visited = graph.visit, []
+
+    def visit(*arguments: Any) -> graph.Visited:
+        visited.append(arguments[5])
+        return original(*arguments)
+
+    monkeypatch.setattr(graph, "visit", visit)
+    mf = MatrixFactorization(8, **{"epochs": 200, **options}).fit(blocks, checkpoint=tmp_path / "c", threads=2)
+    n_blocks, n_counted = len(blocks.entries), len(mf.history_) + mf.history_.rollbacks
+    assert n_blocks * n_counted <= len(visited) < n_blocks * (n_counted + 2)
 
 
 def test_fit__stops_when_the_cost_stays(blocks: Blocks) -> None:
@@ -88,10 +105,13 @@ def test_fit__does_not_depend_on_the_length_of_a_generation(
 ) -> None:
     found = []
     for n in (1, 3, 5, 50):
-        monkeypatch.setattr(trainer, "EPOCHS_PER_GENERATION", n)
-        mf = MatrixFactorization(8, **options).fit(blocks)
-        mf.save(tmp_path / str(n))
-        found.append(files(tmp_path / str(n)))
+        for name in "EPOCHS_PER_GENERATION", "EPOCHS_IN_MEMORY":
+            monkeypatch.setattr(trainer, name, n)
+        for checkpoint in None, tmp_path / f"c{n}":
+            mf = MatrixFactorization(8, **options).fit(blocks, checkpoint=checkpoint)
+            mf.save(tmp_path / "m")
+            found.append(files(tmp_path / "m"))
+            shutil.rmtree(tmp_path / "m")
     assert all(other == found[0] for other in found)
 
 

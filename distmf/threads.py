@@ -1,0 +1,129 @@
+"""Runs a Dask graph on threads of this process.
+
+Dask's own threaded scheduler takes tasks in an order of its choice, in which the blocks of an epoch may be saved many
+epochs late, and are held in memory until then. Here the earliest step goes first, as on a cluster.
+"""
+
+import heapq
+import os
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+from dask.typing import Key
+
+from distmf.engine import Graph, OnChange, OnDone
+
+
+class ThreadEngine:
+    """Threads of this process; see `Engine`.
+
+    Parameters
+    ----------
+    threads : int or None
+        How many; None means as many as this process may use.
+    """
+
+    shares_memory = True
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; at least 1 is needed")
+        self.n_slots = threads or len(os.sched_getaffinity(0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def owners(self, n_row_blocks: int) -> list[Hashable]:
+        """Return an owner for each row block: any thread may take any of them."""
+        return list(range(n_row_blocks))
+
+    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """Call a function on another thread, so that Ctrl-C reaches this one at once."""
+        with self._pool() as pool:
+            future = pool.submit(function, *args)
+            return {"this process": future.exception() or future.result()}
+
+    def run(
+        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+    ) -> list[Any]:
+        """Compute `keys` of a graph; see `Engine.run`. Threads neither join nor leave."""
+        left = set(keys)
+        queue = _Queue(graph, left)
+        ended: SimpleQueue[Key] = SimpleQueue()
+        running: dict[Key, Future[Any]] = {}
+        with self._pool() as pool:  # which waits for the tasks under way, whatever happens
+            while left:
+                while queue.ready and len(running) < self.n_slots:
+                    key = queue.take()
+                    running[key] = pool.submit(graph.tasks[key], queue.inputs(key))
+                    running[key].add_done_callback(lambda _, key=key: ended.put(key))  # type: ignore[misc]
+                key = ended.get()
+                queue.put(key, running.pop(key).result())
+                if key in left:
+                    left.remove(key)
+                    if on_done is not None:
+                        on_done(key, queue.values[key])
+        return [queue.values[key] for key in keys]
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.n_slots, thread_name_prefix="distmf")
+
+
+class _Queue:
+    """The tasks of a graph that can be run, the earliest step first, and the values that others still need.
+
+    Attributes
+    ----------
+    ready : list
+        A heap of step, number, and key.
+    values : dict
+        Key to value.
+    """
+
+    def __init__(self, graph: Graph, wanted: set[Key]) -> None:
+        self.graph, self.wanted = graph, frozenset(wanted)
+        self.numbers = {key: number for number, key in enumerate(graph.tasks)}
+        self.n_missing = {key: len(task.dependencies) for key, task in graph.tasks.items()}
+        self.users: dict[Key, list[Key]] = defaultdict(list)
+        for key, task in graph.tasks.items():
+            for needed in task.dependencies:
+                self.users[needed].append(key)
+        self.n_users = {key: len(users) for key, users in self.users.items()}
+        self.values: dict[Key, Any] = {}
+        self.ready: list[tuple[int, int, Key]] = []
+        for key, n_missing in self.n_missing.items():
+            if not n_missing:
+                self._add(key)
+
+    def take(self) -> Key:
+        """Return the task to run next."""
+        _, _, key = heapq.heappop(self.ready)
+        return key
+
+    def inputs(self, key: Key) -> dict[Key, Any]:
+        """Return the values that a task needs, by key."""
+        return {needed: self.values[needed] for needed in self.graph.tasks[key].dependencies}
+
+    def put(self, key: Key, value: Any) -> None:
+        """Take the value of a task, and forget those that were needed for it only."""
+        self.values[key] = value
+        for user in self.users[key]:
+            self.n_missing[user] -= 1
+            if not self.n_missing[user]:
+                self._add(user)
+        for needed in self.graph.tasks[key].dependencies:
+            self.n_users[needed] -= 1
+            if not self.n_users[needed] and needed not in self.wanted:
+                del self.values[needed]
+
+    def _add(self, key: Key) -> None:
+        heapq.heappush(self.ready, (self.graph.steps.get(key, 0), self.numbers[key], key))
