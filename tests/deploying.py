@@ -19,6 +19,7 @@ from distmf.cli import main
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
+DEFAULTS = copy.deepcopy(dask.config.config)  # as they come: a scheduler in this process adds to a list of them
 
 # Tools of the extra `deploy` lie beside the interpreter, which need not be on the PATH; daemons lie in /usr/sbin.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
@@ -86,11 +87,11 @@ def setting_problems(environment: Mapping[str, str]) -> list[str]:
         if not name.startswith("DASK_DISTRIBUTED__"):
             continue
         key = name.removeprefix("DASK_").lower().replace("__", ".")
-        default = dask.config.get(key, found)  # any value that no setting has, to tell "unknown" from None
+        default = dask.config.get(key, found, DEFAULTS)  # any value that no setting has, to tell "unknown" from None
         if default is found:
             found.append(f"{name}: Dask has no setting {key}")
             continue
-        given = ast.literal_eval(value)
-        if isinstance(default, list) and not set(default) <= set(given):
-            found.append(f"{name}: {', '.join(sorted(set(default) - set(given)))} would be lost")
+        lost = set(default) - set(ast.literal_eval(value)) if isinstance(default, list) else set()
+        if lost:
+            found.append(f"{name}: {', '.join(sorted(lost))} would be lost")
     return found

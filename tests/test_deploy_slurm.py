@@ -45,10 +45,11 @@ def test_tls__holds_for_every_role() -> None:
 
 @needs_jobqueue
 def test_login_node__gives_its_workers_the_settings_of_our_own_clusters() -> None:
-    lines = output_of("import login_node; print(*login_node.PROLOGUE, sep='\\n')").splitlines()
-    environment = dict(line.removeprefix("export ").split("=") for line in lines)
+    lines = output_of("import login_node; print(*login_node.PROLOGUE, sep='\\n')")
+    variables = run("env", "--ignore-environment", "bash", "-ec", f"{lines}env").stdout.splitlines()
+    environment = dict(line.split("=", 1) for line in variables if line.startswith("DASK_"))
     assert setting_problems(environment) == []
-    names = [name for name in SETTINGS if name.startswith("distributed.worker.")]
+    names = [name for name in SETTINGS if name.startswith(("distributed.admin.", "distributed.worker."))]
     code = f"import dask.config; print([dask.config.get(name) for name in {names}])"
     assert output_of(code, **environment).strip() == str([SETTINGS[name] for name in names])
 

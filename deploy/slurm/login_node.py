@@ -19,9 +19,9 @@ from distmf.cluster import SETTINGS
 
 # Jobs do not inherit the settings of this process.
 PROLOGUE = [
-    f"export DASK_{name.upper().replace('.', '__')}={value}"
+    f"export DASK_{name.upper().replace('.', '__').replace('-', '_')}={value}"
     for name, value in SETTINGS.items()
-    if name.startswith("distributed.worker.")
+    if name.startswith(("distributed.admin.", "distributed.worker."))
 ]
 
 
