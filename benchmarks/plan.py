@@ -56,10 +56,10 @@ def speed_in(client: Any, inputs: Inputs, shape: Shape) -> Speed:
 def epoch_seconds(client: Any, blocks: str, rank: int, n_ratings: int) -> float:
     """Return the seconds of an epoch after the first generation."""
     ends = []
-    for n_epochs in (EPOCHS_PER_GENERATION, 3 * EPOCHS_PER_GENERATION):
+    for n_epochs in (EPOCHS_PER_GENERATION, 2 * EPOCHS_PER_GENERATION):
         mf = MatrixFactorization(rank, epochs=n_epochs, tol=0).fit(blocks, client=client)
         ends.append(n_epochs * n_ratings / (mf.history_.ratings_per_second or 1))
-    return (ends[1] - ends[0]) / (2 * EPOCHS_PER_GENERATION)
+    return (ends[1] - ends[0]) / EPOCHS_PER_GENERATION
 
 
 def training(folder: Path, inputs: Inputs, sizes: list[int], rounds: int) -> Iterator[list[object]]:
@@ -87,7 +87,7 @@ def training(folder: Path, inputs: Inputs, sizes: list[int], rounds: int) -> Ite
 def peak_of_workers(workers: int, blocks: str, rank: int) -> int:
     """Return the most memory that one of some new workers has in a training."""
     with local_cluster(workers) as client:
-        MatrixFactorization(rank, epochs=2 * EPOCHS_PER_GENERATION, tol=0).fit(blocks, client=client)
+        MatrixFactorization(rank, epochs=EPOCHS_PER_GENERATION + 1, tol=0).fit(blocks, client=client)
         return max(client.run(peak_bytes).values())
 
 

@@ -90,11 +90,12 @@ class Driver:
                 self.epoch = int(line.split()[1].split("/")[0])
             self.n_resumed += line.startswith("going on after epoch")
 
-    def wait_until(self, epoch: int, deadline: float) -> None:
+    def wait_until(self, epoch: int, deadline: float, workers: "Workers") -> None:
         """Wait for an epoch, and fail if the process has ended."""
         while self.epoch < epoch:
             assert time.monotonic() < deadline, f"epoch {epoch} did not come: {''.join(self.said)}"
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {''.join(self.said)}"
+            workers.replace_dead()
             time.sleep(0.005)
 
     def end(self, seconds: float) -> int:
@@ -119,16 +120,21 @@ class Workers:
         start_worker(self.started, self.folder, f"w{len(self.started)}")
         return psutil.Process(self.started[-1].pid)
 
+    def replace_dead(self) -> None:
+        """Start a nanny again that has ended: a worker that dies while it starts takes its nanny with it."""
+        for n, nanny in enumerate(self.nannies):
+            if nanny.status() == psutil.STATUS_ZOMBIE:
+                self.nannies[n] = self._start()
+
     def _worker(self, n: int, deadline: float) -> psutil.Process:
-        """Return a worker as soon as it is there; one that dies while it starts takes its nanny with it."""
+        """Return a worker as soon as it is there."""
         while True:
             assert time.monotonic() < deadline, f"worker {n} did not come"
             with contextlib.suppress(psutil.Error):
                 for child in self.nannies[n].children():
                     if any("spawn_main" in part for part in child.cmdline()):
                         return child
-            if self.nannies[n].status() == psutil.STATUS_ZOMBIE:
-                self.nannies[n] = self._start()
+            self.replace_dead()
             time.sleep(0.01)
 
     def kill(self, victims: list[int], deadline: float, *, nanny: bool) -> list[int]:
@@ -138,9 +144,6 @@ class Workers:
             killed = [self.nannies[n] for n in victims] + killed
         for process in killed:
             process.kill()
-        if nanny:
-            for n in victims:
-                self.nannies[n] = self._start()
         return [process.pid for process in killed]
 
 
@@ -186,7 +189,7 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
             driver = Driver("train", folder / "blocks", folder / "model", *options)
             try:
                 for n, (epoch, delay, victim) in enumerate(kills):
-                    driver.wait_until(epoch, deadline)
+                    driver.wait_until(epoch, deadline, workers)
                     time.sleep(delay)
                     if victim == "driver":
                         driver.process.kill()
@@ -197,7 +200,8 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
                         chosen = rng.choice(n_workers, 1 + (victim == "two workers"), replace=False).tolist()
                         pids = workers.kill(chosen, deadline, nanny=victim == "worker and nanny")
                     say(f"kill {n + 1:2}  in epoch {driver.epoch + 1:3}  {victim} ({', '.join(map(str, pids))})")
-                assert driver.end(deadline - time.monotonic()) == 0, "".join(driver.said)
+                driver.wait_until(n_epochs, deadline, workers)
+                assert driver.end(60) == 0, "".join(driver.said)
             finally:
                 driver.process.kill()
                 driver.end(10)
