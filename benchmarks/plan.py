@@ -3,9 +3,9 @@
     python benchmarks/plan.py
 
 *Training* is real: planted ratings on 1 and on 2 worker processes of this machine. The rates come from the same
-machine: kernel and copies are measured in the workers before and after each training, the disk and the scheduler as
-`distmf plan` measures them. An epoch is one after the first generation, in which the first factors are drawn. Peak
-memory is that of new workers which do nothing but train.
+machine: kernel and copies are measured in the workers before and after each training, the disk and what tasks take as
+`distmf plan --measure-scheduler` measures them. An epoch is one after the first generation, in which the first factors
+are drawn. Peak memory is that of new workers which do nothing but train.
 
 *Sleeping* has many workers, which is more than one machine can train with: they live in this process, and their kernels
 only sleep. The graph, the scheduler and the messages are those of a training. The rate of the scheduler, which here is
@@ -36,7 +36,7 @@ from distmf.cluster import SETTINGS, ClusterEngine, local_cluster  # noqa: E402
 from distmf.datasets import planted_ratings  # noqa: E402
 from distmf.footprint import Inputs, Rates, worker_bytes  # noqa: E402
 from distmf.grid import Shape  # noqa: E402
-from distmf.plan import TASK_SECONDS, describe_cluster, predict  # noqa: E402
+from distmf.plan import describe_cluster, predict  # noqa: E402
 from distmf.rates import Speed, hollow_generation, measure_disk, measure_kernel, measure_scheduler  # noqa: E402
 from distmf.simulation import Work, simulate  # noqa: E402
 from distmf.trainer import EPOCHS_PER_GENERATION  # noqa: E402
@@ -146,8 +146,7 @@ def sleeping(n_workers: int, sizes: list[int], pauses: list[float], rounds: int)
                 cluster = describe_cluster(n_workers, 1, float("inf"), n_tasks / empty)
                 for pause in pauses:
                     measured, kernel, _ = sleep(engine, shape, pause)
-                    work = Work(shape, kernel=kernel, overhead=TASK_SECONDS)
-                    found[pause].append((measured, simulate(work, cluster).seconds))
+                    found[pause].append((measured, simulate(Work(shape, kernel), cluster).seconds))
             for pause, pairs in found.items():
                 yield [f"{n_workers} × 1", f"{size} × {size}", f"{1000 * pause:.0f} ms", *summary(pairs)]
 
@@ -162,7 +161,7 @@ def main() -> None:
     print(f"{machine()}\n")
     header = ["workers", "grid", "measured", "predicted", "predicted / measured"]
     if args.only != "sleeping":
-        rates = Rates(1.0, 1.0, measure_disk().rate, LOOPBACK, measure_scheduler())  # the first two come with each run
+        rates = Rates(1.0, 1.0, measure_disk().rate, LOOPBACK, *measure_scheduler())  # the first two come with each run
         n, n_users, n_items = (20_000, 700, 300) if args.toy else (20_000_000, 138_000, 27_000)
         inputs = Inputs(
             n, n_users, n_items, rank=8 if args.toy else 64, workers=1, threads=1, memory=0, rates=rates, value_bytes=4

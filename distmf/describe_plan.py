@@ -73,6 +73,7 @@ def _in_words(plan: Plan, sources: Mapping[str, str]) -> str:
     rates = {
         "kernel": f"{_count(inputs.rates.kernel)} updates/s a thread",
         "scheduler": f"{inputs.rates.scheduler:,.0f} tasks/s",
+        "task": f"{1000 * inputs.rates.task:.3g} ms of a core beside its work",
         **{name: format_rate(getattr(inputs.rates, name)) for name in ("copy", "disk", "network")},
     }
     lines = [

@@ -30,6 +30,9 @@ class Rates(NamedTuple):
         Bytes per second into and out of each worker.
     scheduler : float
         Tasks per second of client and scheduler, from the graph to the last result.
+    task : float
+        Seconds of a core that a worker takes for a task besides reading, copying and the kernel: of the task's thread
+        and of the threads that talk to the others, which share the cores where there is a kernel on each of them.
     """
 
     kernel: float
@@ -37,6 +40,7 @@ class Rates(NamedTuple):
     disk: float
     network: float
     scheduler: float
+    task: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from distmf.simulation import Cluster, Simulated, Split, Work, count_moves, simu
 from distmf.trainer import generation_epochs
 
 SPREAD = 0.1  # of the kernel's seconds from block to block
-TASK_SECONDS = 0.0012  # of a core, for a task besides reading, copying and the kernel
 HANDLING_SECONDS = 0.001  # of a worker, between a message and a thread, and for what is fetched from another
 SUBMIT_SHARE = 0.2  # of the scheduler's seconds for a task, spent before the first task starts
 GENERATION_SECONDS = 0.06  # from the last result of a generation to the first task of the next, besides submission
@@ -129,7 +128,7 @@ def describe_work(inputs: Inputs, shape: Shape) -> Work:
         copy=(rows + cols) / rates.copy,
         disk=missed * size / rates.disk,
         column_bytes=cols,
-        overhead=TASK_SECONDS,
+        overhead=rates.task,
         spread=SPREAD,
     )
 
@@ -150,7 +149,7 @@ def predict(inputs: Inputs, shape: Shape, max_visits: int = 20_000) -> Simulated
     n_saved, pair = most_rows(inputs, shape), sum(factor_bytes(inputs, shape))
     disk = n_saved * pair / inputs.rates.disk / inputs.save_every
     at_once = min(inputs.threads, n_saved)
-    scheduler = 2 * n_saved * TASK_SECONDS / at_once / inputs.save_every + GENERATION_SECONDS / n_epochs
+    scheduler = 2 * n_saved * inputs.rates.task / at_once / inputs.save_every + GENERATION_SECONDS / n_epochs
     split = found.split._replace(disk=found.split.disk + disk, scheduler=found.split.scheduler + scheduler)
     return found._replace(seconds=found.seconds + disk + scheduler, split=split)
 

@@ -18,7 +18,7 @@ from distmf.rates import measure_disk, measure_kernel, measure_scheduler
 logger = logging.getLogger(__name__)
 
 # What is assumed where it is neither given nor measured; what choosing a first grid to measure on starts from.
-ASSUMED = Rates(kernel=50e6, copy=4e9, disk=1e9, network=1.25e9, scheduler=3000)
+ASSUMED = Rates(kernel=50e6, copy=4e9, disk=1e9, network=1.25e9, scheduler=3000, task=0.003)
 
 RATES = {
     "kernel": "kernel_rate",
@@ -36,7 +36,9 @@ rate_options = options(
     click.option("--disk", type=Rate(), help="Reading of blocks, a worker.  [default: measured]"),
     click.option("--network", type=Rate(), help="Into and out of a worker.  [default: 10Gbit]"),
     click.option("--scheduler-rate", type=Number(0, min_open=True), help="Tasks per second.  [default: 3000]"),
-    click.option("--measure-scheduler", is_flag=True, help="Measure it on this machine; takes some seconds more."),
+    click.option(
+        "--measure-scheduler", is_flag=True, help="Measure what tasks take on this machine; some seconds more."
+    ),
 )
 
 
@@ -71,7 +73,7 @@ def plan(as_json: bool, quiet: bool, **given: Any) -> None:
 def _inputs(given: dict[str, Any]) -> Inputs:
     """Return what is to be planned, with assumed rates where none is given."""
     cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    rates = {name: given[option] or getattr(ASSUMED, name) for name, option in RATES.items()}
+    rates = {name: given[option] for name, option in RATES.items() if given[option]}
     return Inputs(
         n_ratings=given["n_ratings"],
         n_users=given["n_users"],
@@ -80,7 +82,7 @@ def _inputs(given: dict[str, Any]) -> Inputs:
         workers=given["workers"] or cores,
         threads=given["threads"],
         memory=given["memory"] or given["threads"] * memory // cores,
-        rates=Rates(**rates),
+        rates=ASSUMED._replace(**rates),
         cache=CACHE_BYTES,
         value_bytes=4 if given["float_ratings"] else 1,
         shape=_shape(given),
@@ -102,9 +104,9 @@ def _shape(given: dict[str, Any]) -> Shape | None:
 
 def _rated(inputs: Inputs, given: dict[str, Any]) -> tuple[Inputs, dict[str, str]]:
     """Return the inputs with the rates of this machine where none are given, and where each rate comes from."""
-    missing = {name for name, option in RATES.items() if given[option] is None}
+    missing = {name for name in Rates._fields if name not in RATES or given[RATES[name]] is None}
     found: dict[str, float] = {}
-    sources = {name: "assumed" if name in missing else "given" for name in RATES}
+    sources = {name: "assumed" if name in missing else "given" for name in Rates._fields}
     if missing & {"kernel", "copy"}:
         logger.info("measuring the kernel")
         what = inputs.n_ratings, inputs.n_users, inputs.n_items, inputs.rank
@@ -112,9 +114,9 @@ def _rated(inputs: Inputs, given: dict[str, Any]) -> tuple[Inputs, dict[str, str
     if "disk" in missing:
         disk = measure_disk()
         found["disk"] = disk.rate
-    if "scheduler" in missing and given["measure_scheduler"]:
+    if given["measure_scheduler"]:
         logger.info("measuring the scheduler")
-        found["scheduler"] = measure_scheduler()
+        found |= measure_scheduler()._asdict()
     found = {name: rate for name, rate in found.items() if name in missing}
     sources |= dict.fromkeys(found, "measured here")
     if "disk" in missing and not disk.from_disk:

@@ -1,5 +1,6 @@
 """The machine at hand -> how fast its kernel, its memory and its disk are. A few seconds of work."""
 
+import functools
 import os
 import tempfile
 import time
@@ -33,6 +34,7 @@ N_CODES = 10
 FILE_BYTES = 64 << 20
 READ_BYTES = 4 << 20
 SCHEDULER_SHAPE, SCHEDULER_EPOCHS = Shape(16, 16), 4
+PAUSE_SHAPE, PAUSE_SECONDS = Shape(8, 8), 0.01  # so long apart that messages do not wait for each other
 
 
 class Speed(NamedTuple):
@@ -63,6 +65,21 @@ class DiskSpeed(NamedTuple):
 
     rate: float
     from_disk: bool
+
+
+class TaskSpeed(NamedTuple):
+    """What tasks take besides their work.
+
+    Attributes
+    ----------
+    scheduler : float
+        Tasks per second of client and scheduler.
+    task : float
+        Seconds of a core of the worker, for each.
+    """
+
+    scheduler: float
+    task: float
 
 
 def measure_kernel(
@@ -184,20 +201,28 @@ def _is_cached(descriptor: int) -> bool:
     return True
 
 
-def measure_scheduler() -> float:
-    """Measure the tasks per second of processor time that client and scheduler take, both in this process.
+def measure_scheduler() -> TaskSpeed:
+    """Measure the processor time that tasks take: of client and scheduler, both in this process, and of the workers.
 
-    The tasks are those of a training on nothing, on two worker processes of this machine, whose processor time is not
-    counted.
+    The tasks are those of a training on nothing, on two worker processes of this machine. What limits a scheduler is
+    how many it can hand out, one right after the other; a worker's come one by one, with a kernel in between.
     """
     from distmf.cluster import ClusterEngine, local_cluster  # noqa: PLC0415 (imports distributed, which takes a second)
 
     with local_cluster(2) as client, ClusterEngine(client) as engine:
         engine.everywhere(kernel.padded_rank, 1)  # all are there
-        generation = hollow_generation(SCHEDULER_SHAPE, SCHEDULER_EPOCHS, engine.owners(SCHEDULER_SHAPE.rows))
-        start = time.process_time()
-        engine.run(generation.graph, generation.keys)
-        return len(generation.graph.tasks) / (time.process_time() - start)
+
+        def run(shape: Shape, pause: Callable[[], None] | None) -> tuple[int, float, float]:
+            """Return the number of tasks, and the seconds of this process and of the workers."""
+            generation = hollow_generation(shape, SCHEDULER_EPOCHS, engine.owners(shape.rows), pause)
+            workers, own = (sum(engine.everywhere(time.process_time).values()), time.process_time())
+            engine.run(generation.graph, generation.keys)
+            own = time.process_time() - own
+            return len(generation.graph.tasks), own, sum(engine.everywhere(time.process_time).values()) - workers
+
+        n_quick, own, _ = run(SCHEDULER_SHAPE, None)
+        n_slow, _, workers = run(PAUSE_SHAPE, functools.partial(time.sleep, PAUSE_SECONDS))
+        return TaskSpeed(n_quick / own, workers / n_slow)
 
 
 def hollow_generation(

@@ -16,7 +16,6 @@ from distmf.errors import MemoryBudgetError
 from distmf.footprint import LIBRARIES, Inputs, Rates, block_bytes, factor_bytes, miss_share, worker_bytes
 from distmf.grid import Shape
 from distmf.plan import (
-    TASK_SECONDS,
     choose_shape,
     describe_cluster,
     describe_work,
@@ -29,7 +28,7 @@ from distmf.simulation import count_moves, owners
 from distmf.trainer import generation_epochs
 from tests.helpers import random_ratings, write
 
-RATES = Rates(kernel=50e6, copy=4e9, disk=1e9, network=1.25e9, scheduler=3000)
+RATES = Rates(kernel=50e6, copy=4e9, disk=1e9, network=1.25e9, scheduler=3000, task=0.001)
 NETFLIX = Inputs(100_000_000, 480_000, 17_770, rank=64, workers=2, threads=1, memory=8 << 30, rates=RATES)
 EXAMPLE = Inputs(10**11, 10**9, 10**7, rank=64, workers=64, threads=16, memory=64 << 30, rates=RATES)
 
@@ -168,7 +167,7 @@ def test_make_plan__plans_for_the_grid_that_is_given() -> None:
 
 
 def test_predict__is_the_kernel_where_all_else_is_free() -> None:
-    free = replace(NETFLIX, rates=Rates(50e6, 1e15, 1e15, 1e15, 1e9), cache=1 << 40)
+    free = replace(NETFLIX, rates=Rates(50e6, 1e15, 1e15, 1e15, 1e9, 0.0), cache=1 << 40)
     found = predict(free, Shape(4, 4))
     assert found.seconds == pytest.approx(1.0, rel=0.15)  # 100 M updates on two threads of 50 M/s; blocks differ
     assert found.split.kernel > 0.95 * found.seconds
@@ -181,7 +180,7 @@ def test_predict__adds_checkpoints_and_what_comes_in_between() -> None:
     more = predict(slow, Shape(4, 4)).seconds - predict(inputs, Shape(4, 4)).seconds
     assert more == pytest.approx(saved * (1 / 1e6 - 1 / 1e9))
     rarely = predict(replace(slow, save_every=3), Shape(4, 4)).seconds - predict(slow, Shape(4, 4)).seconds
-    assert rarely == pytest.approx(-2 / 3 * (saved / 1e6 + 4 * TASK_SECONDS))
+    assert rarely == pytest.approx(-2 / 3 * (saved / 1e6 + 4 * RATES.task))
 
 
 def test_describe_cluster__shares_out_the_scheduler() -> None:
@@ -191,12 +190,13 @@ def test_describe_cluster__shares_out_the_scheduler() -> None:
 
 
 def test_describe_work__divides_ratings_and_bytes_by_the_rates() -> None:
-    rates = Rates(kernel=2e6, copy=3e6, disk=5e6, network=7e6, scheduler=11)
+    rates = Rates(kernel=2e6, copy=3e6, disk=5e6, network=7e6, scheduler=11, task=13)
     work = describe_work(replace(NETFLIX, rates=rates, cache=1), Shape(4, 8))
     assert work.kernel == pytest.approx(100_000_000 / 32 / 2e6)
     assert work.copy == pytest.approx(260 * (120_000 + 2222) / 3e6)
     assert work.disk == pytest.approx(block_bytes(NETFLIX, Shape(4, 8)) / 5e6, rel=1e-3)
     assert work.column_bytes == 260 * 2222
+    assert work.overhead == 13
 
 
 def test_make_plan__finds_the_scheduler_in_the_way_of_a_grid_for_every_thread() -> None:
