@@ -110,7 +110,7 @@ def _threads(plan: Plan) -> list[str]:
     """Return how many threads the grid has something to do for, and what it would take to use them all."""
     inputs, used, full = plan.inputs, _threads_used(plan), full_shape(plan.inputs)
     if used == inputs.slots:
-        return [f"all {used:,} have something to do"]
+        return [f"all {used:,} have something to do" if used > 1 else "the only one has something to do"]
     n_tasks = tasks(inputs, full)
     return [
         f"{used:,} of {inputs.slots:,} have something to do; {-(-used // inputs.workers):,} a worker would be enough",

@@ -54,7 +54,7 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         except ArithmeticError:  # not a number, or NaN
             is_count = False
         if not is_count:
-            self.fail(f"{value!r} is not a whole number from 1 on; write for example 1e9 or 250000", param, ctx)
+            self.fail(f"{value!r} is not a whole number from 1 to 2^63 - 1; write for example 1e9 or 250000", param, ctx)
         return int(number)
 
 

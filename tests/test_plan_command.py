@@ -86,9 +86,10 @@ def test_plan__is_by_default_for_this_machine() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--ratings many", "'many' is not a whole number from 1 on; write for example 1e9"),
+        ("--ratings many", "'many' is not a whole number from 1 to 2^63 - 1; write for example 1e9"),
+        ("--ratings 1e30", "'1e30' is not a whole number from 1 to 2^63 - 1"),
         ("--ratings 1.5", "'1.5' is not a whole number"),
-        ("--users 0", "'0' is not a whole number from 1 on"),
+        ("--users 0", "'0' is not a whole number from 1 to"),
         ("--items nan", "'nan' is not a whole number"),
         ("--items 1e30", "'1e30' is not a whole number"),
         ("--network fast", "'fast' is not a rate; write for example '10Gbit' for bits or '1.2GB/s'"),
