@@ -289,6 +289,11 @@ def save_manifest(
     folder.write_manifest(KIND, content)
 
 
+def forget(path: str) -> None:
+    """Drop the ratings of the blocks at a path or URL from the cache of this process."""
+    _cache.forget(lambda key: isinstance(key, tuple) and key[0] == path)
+
+
 def padded(n_bytes: int) -> int:
     """Return the bytes that an array of `n_bytes` takes in a file: whole words, so that every array starts aligned."""
     return -(-n_bytes // 8) * 8

@@ -40,3 +40,9 @@ class ByteCache(Generic[Value]):
                 while self._bytes > self.max_bytes:
                     self._bytes -= self._values.popitem(last=False)[1][1]
         return value
+
+    def forget(self, is_outdated: Callable[[Hashable], bool]) -> None:
+        """Drop the values of some keys."""
+        with self._lock:
+            for key in [key for key in self._values if is_outdated(key)]:
+                self._bytes -= self._values.pop(key)[1]

@@ -28,7 +28,7 @@ from distmf.graph import Cost, State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
 from distmf.stepsize import StepState
-from distmf.store import TEMPORARY, Folder, Kind, free_folder, temporary_folder
+from distmf.store import TEMPORARY, Folder, Kind, free_folder, refuse_nested, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,9 @@ class Checkpoint:
             self._remove(directory)
 
     def sweep(self) -> None:
-        """Remove the files that nothing names; only when no task is under way."""
+        """Remove the files that nothing names, if the folder is still ours; only when no task is under way."""
+        if not self.lock.is_held():
+            return
         place = self.folder.child(FACTORS)
         with explained(f"{self.folder} cannot be listed"):
             there = self.folder.fs.ls(place, detail=False) if self.folder.fs.isdir(place) else []
@@ -151,11 +153,14 @@ def checkpoint_of(
     Raises
     ------
     StoreError
-        As `open_checkpoint`, or if a worker does not see the folder of the checkpoint or of the blocks.
+        As `open_checkpoint`, or if the folder is in that of the blocks, or the reverse; if a worker does not see one of
+        the two.
     """
     if path is None and engine.shares_memory:
         yield None
         return
+    if path is not None:
+        refuse_nested(blocks.folder, Folder.at(path))
     settings = {**blocks.identity(), **hyperparameters}
     with contextlib.ExitStack() as stack:
         folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
@@ -202,6 +207,9 @@ def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -
         checkpoint.sweep()
         try:
             yield checkpoint
+        except StoreError:
+            lock.check()  # another driver that took over has removed what this one needs
+            raise
         finally:
             checkpoint.sweep()
 

@@ -40,7 +40,7 @@ from distmf.options import (
 from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
-from distmf.store import free_folder, new_file
+from distmf.store import Folder, free_folder, new_file, refuse_nested
 
 logger = logging.getLogger("distmf.cli")
 
@@ -150,13 +150,21 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
     places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads")
     names = (*places, "checkpoint", "checkpoint_every", "resume")
     where = {name: given.pop(name) for name in names if name in given}
-    with reporting(as_json=as_json, quiet=quiet) as report:
-        free_folder(model, MODEL)  # an error now, not after the work
-        if given and is_blocks(ratings_or_blocks):
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
-        if where.get("resume") and "checkpoint" not in where:
+    if where.get("checkpoint") == "":
+        raise click.UsageError("--checkpoint is ''; give a folder or a URL")
+    if "checkpoint" not in where:
+        if "resume" in where:
             raise click.UsageError("--resume needs --checkpoint")
+        if "checkpoint_every" in where and not {"scheduler", "workers"} & where.keys():
+            raise click.UsageError("--checkpoint-every needs --checkpoint")
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        others = [where["checkpoint"]] if "checkpoint" in where else []
+        if is_blocks(ratings_or_blocks):
+            if given:
+                flags = ", ".join("--" + name.replace("_", "-") for name in given)
+                raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
+            others.append(ratings_or_blocks)
+        refuse_nested(free_folder(model, MODEL), *map(Folder.at, others))  # an error now, not after the work
         try:
             with client_for(where) as client:
                 mf.fit(ratings_or_blocks, client=client, **where, **given)

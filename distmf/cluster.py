@@ -8,11 +8,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -29,6 +32,7 @@ from distributed.security import Security
 
 from distmf.engine import EnoughError, Graph, OnChange, OnDone, key_in_words
 from distmf.errors import ClusterError, GraphLostError
+from distmf.filesystem import one_line
 from distmf.store import temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -337,7 +341,7 @@ class Tls(NamedTuple):
         Raises
         ------
         ClusterError
-            If a file is missing.
+            If a file is missing, or is something else.
         """
         for file in self:
             if not Path(file).is_file():
@@ -345,7 +349,15 @@ class Tls(NamedTuple):
                     f"{file}: no such file; TLS needs an authority's certificate, one's own, and its key"
                 )
         roles = {f"tls_{role}_{part}": getattr(self, part) for role in _ROLES for part in ("cert", "key")}
-        return Security(tls_ca_file=self.ca_file, require_encryption=True, **roles)
+        security = Security(tls_ca_file=self.ca_file, require_encryption=True, **roles)
+        try:
+            security.get_connection_args("client")
+        except OSError as err:
+            raise ClusterError(
+                f"{self.ca_file}, {self.cert} and {self.key} are not a certificate of an authority, one's own, and its "
+                f"key, in PEM: {one_line(err)}"
+            ) from err
+        return security
 
 
 _ROLES = "client", "scheduler", "worker"
@@ -373,10 +385,13 @@ def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
         if "://" not in scheduler and Path(scheduler).is_file():
             address = json.loads(Path(scheduler).read_bytes())["address"]
         asyncio.run(_knock(address, security))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as err:
+        # Letters taken for a length are more than any memory, and a server may wait for more than was said.
+        is_other = isinstance(err, MemoryError) or not str(err)
+        reason = "what answers there does not speak as a scheduler does" if is_other else one_line(err)
         raise ClusterError(
-            f"no scheduler answers at {scheduler}: {' '.join(str(err).split())}; give its address, such as "
-            "tcp://host:8786, or its scheduler file, and for tls:// the certificates"
+            f"no scheduler answers at {scheduler}: {reason}; give its address, such as tcp://host:8786, or its "
+            "scheduler file, and for tls:// the certificates"
         ) from err
     with Client(address, security=security, set_as_default=False, name="distmf") as client:
         yield client
@@ -384,7 +399,8 @@ def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
 
 async def _knock(address: str, security: Security) -> None:
     """Connect once: a client that cannot would leave threads behind that speak of it at the end of the process."""
-    communication = await connect_to(address, **security.get_connection_args("client"))
+    timeout = 2 * _connect_seconds()  # for whom something answers, and then says no more
+    communication = await asyncio.wait_for(connect_to(address, **security.get_connection_args("client")), timeout)
     await communication.close()
 
 
@@ -396,16 +412,39 @@ def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
     with (
         temporary_folder(Path(tempfile.gettempdir()) / "distmf-workers") as folder,
         dask.config.set({**SETTINGS, "temporary-directory": folder.path}),  # the scheduler has one as well
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            protocol=protocol,
-            security=security,
-            dashboard_address="127.0.0.1:0",  # None is the usual port, which another cluster may have
-            local_directory=folder.path,
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster, security=security, set_as_default=False) as client,
+        contextlib.ExitStack() as stack,
     ):
-        yield client
+        with _uninterrupted():
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                protocol=protocol,
+                security=security,
+                dashboard_address="127.0.0.1:0",  # None is the usual port, which another cluster may have
+                local_directory=folder.path,
+                silence_logs=logging.ERROR,
+            )
+            stack.enter_context(cluster)
+        yield stack.enter_context(Client(cluster, security=security, set_as_default=False))
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends, and never reach the child processes of threads that are started in it.
+
+    A terminal sends it to all processes of a job, but it is for this one, which then ends its workers.
+    """
+    resource_tracker.ensure_running()  # else a thread that starts it lets its signals through again
+    interrupts: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number)) if is_main else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        raise KeyboardInterrupt

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf import factors
 from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, open_blocks
 from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
-from distmf.errors import NotFittedError
+from distmf.errors import ClusterError, NotFittedError
 from distmf.graph import Training
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, Hyperparameters
@@ -25,7 +24,7 @@ from distmf.matrix import IsSet, not_nan
 from distmf.model import KIND, Float32, Model, Recommendations
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
-from distmf.trainer import StopRules, Trainer
+from distmf.trainer import StopRules, Trainer, let_go
 
 
 class MatrixFactorization:
@@ -176,8 +175,12 @@ class MatrixFactorization:
         self._check()
         if resume and checkpoint is None:
             raise ValueError("resume needs a checkpoint: give the folder that the training to go on with was given")
+        if checkpoint is not None and not str(checkpoint):
+            raise ValueError("checkpoint is ''; give a folder or a URL")
         if not isinstance(checkpoint_every, numbers.Integral) or checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
+        if checkpoint_every > 1 and checkpoint is None and client is None:
+            raise ValueError("checkpoint_every needs a checkpoint: give a folder to save factors and history to")
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
             settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads}
@@ -204,8 +207,6 @@ class MatrixFactorization:
         exact: tuple[float | None, float | None] = None, None
         try:
             stopped, cost = trainer.run()
-            if training.folder:
-                engine.everywhere(factors.forget, training.folder)
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
             progress = trainer.progress
@@ -214,6 +215,8 @@ class MatrixFactorization:
                 model = Model.of_training(training, progress.state, history)
                 if model.is_finite:
                     self._model = model
+            with contextlib.suppress(ClusterError):
+                engine.everywhere(let_go, training.blocks.path, training.folder)
 
     def _check(self) -> None:
         """Refuse hyperparameters out of their range, and make plain numbers of the others."""

@@ -102,7 +102,7 @@ class DriverLock:
         """Claim the succession of a dead holder; whoever has it writes itself into the file."""
         claim = _claim(holder.token)
         is_written = self.folder.write_new(claim, self._mine.to_json())
-        is_mine = self._is_held()
+        is_mine = self.is_held()
         if is_mine:
             self.folder.write(NAME, self._mine.to_json())
         if is_mine or is_written:
@@ -133,20 +133,21 @@ class DriverLock:
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(BEAT_SECONDS):
             try:
-                if not self._is_held():
+                if not self.is_held():
                     return  # `check` tells the driver
                 self._mine = self._mine._replace(beat=self._mine.beat + 1)
                 self.folder.write(NAME, self._mine.to_json())
             except StoreError as err:  # a disk or a network may come back
                 logger.warning("%s", err)
 
-    def _is_held(self) -> bool:
+    def is_held(self) -> bool:
+        """Return whether the folder still belongs to this process."""
         holder = self._holder()
         return holder is not None and holder.token == self._mine.token
 
     def _release(self) -> None:
         try:
-            if self._is_held():
+            if self.is_held():
                 self.folder.remove(NAME)
         except StoreError as err:  # the file does not block: this process will be dead
             logger.warning("%s", err)

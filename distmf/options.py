@@ -54,7 +54,9 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         except ArithmeticError:  # not a number, or NaN
             is_count = False
         if not is_count:
-            self.fail(f"{value!r} is not a whole number from 1 to 2^63 - 1; write for example 1e9 or 250000", param, ctx)
+            self.fail(
+                f"{value!r} is not a whole number from 1 to 2^63 - 1; write for example 1e9 or 250000", param, ctx
+            )
         return int(number)
 
 
@@ -183,6 +185,8 @@ def client_for(given: dict[str, Any]) -> Iterator[Any]:
     from distmf import cluster  # noqa: PLC0415 (imports distributed, which takes a second)
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # below, of what the engine mends or explains
+    for name in "distributed.diskutils", "asyncio":  # what is over already when Ctrl-C ends it in the middle
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     tls = None if missing else cluster.Tls(**files)
     with cluster.connect(scheduler, tls) if workers is None else cluster.local_cluster(workers, tls) as client:
         yield client

@@ -7,6 +7,7 @@ without one is not one of ours.
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import posixpath
@@ -271,6 +272,21 @@ def free_folder(url: str | Path, kind: Kind) -> Folder:
     if folder.exists():
         _check_replaceable(folder, kind)
     return folder
+
+
+def refuse_nested(*folders: Folder) -> None:
+    """Refuse folders of which one is another, or lies in it: whatever replaces the one would lose the other.
+
+    Raises
+    ------
+    StoreError
+        With the two.
+    """
+    for one, other in itertools.combinations(folders, 2):
+        if one.fs == other.fs:
+            paths = [os.path.realpath(folder.path) if is_local(folder.fs) else folder.path for folder in (one, other)]
+            if posixpath.commonpath(paths) in paths:
+                raise StoreError(f"{one} and {other}: one is the same folder, or one is in the other; take two")
 
 
 def _check_replaceable(folder: Folder, kind: Kind) -> None:

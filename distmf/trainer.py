@@ -19,6 +19,7 @@ from dask._task_spec import Task
 from dask.typing import Key
 
 from distmf import factors, kernel
+from distmf.blocks import forget
 from distmf.checkpoint import Checkpoint, Progress
 from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
@@ -27,6 +28,7 @@ from distmf.graph import Cost, Generation, State, Training, build_generation, bu
 from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
 from distmf.stepsize import StepState
+from distmf.store import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,13 @@ class Reached(NamedTuple):
     epoch: int
     event: Stopped | None = None
     diverged: bool = False
+
+
+def let_go(blocks: str, folder: Folder | None) -> None:
+    """Free what a process keeps of a training: ratings of the blocks at a path, factors that lie in a folder."""
+    forget(blocks)
+    if folder:
+        factors.forget(folder)
 
 
 @dataclass

@@ -65,10 +65,10 @@ def at_epoch(epoch: int, act: Callable[[], Any]) -> Iterator[list[int]]:
         logger.setLevel(level)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
     """Start `distmf` with arguments; its progress is on standard error."""
     command = [sys.executable, "-m", "distmf", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def wait_for(process: subprocess.Popen[str], text: str, seconds: float = 60) -> str:

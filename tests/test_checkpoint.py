@@ -204,6 +204,13 @@ def test_checkpoint__is_not_overwritten_without_resume(blocks: distmf.Blocks, tm
     assert files(tmp_path / "c") == before
     with pytest.raises(ValueError, match="resume needs a checkpoint"):
         MatrixFactorization(**OPTIONS).fit(blocks, resume=True)
+    with pytest.raises(ValueError, match="checkpoint is ''; give a folder or a URL"):
+        MatrixFactorization(**OPTIONS).fit(blocks, checkpoint="")
+    with pytest.raises(ValueError, match="checkpoint_every needs a checkpoint"):
+        MatrixFactorization(**OPTIONS).fit(blocks, checkpoint_every=2)
+    for inside in blocks.path, f"{blocks.path}/c":
+        with pytest.raises(StoreError, match="is the same folder, or one is in the other"):
+            MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=inside)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("precious")
     with pytest.raises(StoreError, match="exists and is not only distmf checkpoint"):
@@ -224,6 +231,62 @@ def test_checkpoint__is_of_one_driver(blocks: distmf.Blocks, tmp_path: Path) -> 
     assert f"is in use: process {os.getpid()} on" in refused[0]
     assert refused[0].count("\n") == 1
     assert not (tmp_path / "m2").exists()
+
+
+def take_over(folder: Path) -> None:
+    """Do what a driver on another machine does when nothing was heard of this one for long."""
+    (folder / "driver.json").unlink()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_checkpoint__of_another_driver_by_now_is_left_alone(
+    engine: str, client: Client, blocks: distmf.Blocks, tmp_path: Path
+) -> None:
+    there: dict[str, bytes] = {}
+
+    def another() -> None:
+        take_over(tmp_path / "c")
+        MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True)
+        there.update(files(tmp_path / "c"))
+
+    where: dict[str, Any] = {"threads": {"threads": 2}, "cluster": {"client": client}}
+    with at_epoch(3, another), pytest.raises(StoreError, match="another driver may have begun; this one ends"):
+        MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", **where[engine])
+    after = files(tmp_path / "c")
+    assert {name: after.get(name) for name in there} == there
+    mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True)
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
+
+
+def test_checkpoint__whose_files_another_driver_removed_says_so(tmp_path: Path) -> None:
+    def lose() -> None:
+        with checkpoint.open_checkpoint(store.Folder.at(tmp_path / "c"), {}, resume=False):
+            take_over(tmp_path / "c")
+            raise StoreError("the file factors/000018/rows-00000.bin is missing")
+
+    with pytest.raises(StoreError, match="another driver may have begun; this one ends"):
+        lose()
+
+
+def test_commit__keeps_the_states_before_until_the_new_one_is_named(
+    blocks: distmf.Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writes, write = [], checkpoint.Checkpoint._write
+
+    def killed_in_the_sixth(self: checkpoint.Checkpoint, records: list[dict[str, Any]]) -> None:
+        writes.append(len(records))
+        if len(writes) == 6:
+            raise Killed
+        write(self, records)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "_write", killed_in_the_sixth)
+    monkeypatch.setattr(checkpoint.Checkpoint, "sweep", lambda self: None)
+    with pytest.raises(Killed):
+        MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c")
+    monkeypatch.undo()
+    mf = MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c", resume=True)
+    assert "damaged" not in caplog.text
+    assert saved(mf, tmp_path) == saved(MatrixFactorization(**OPTIONS).fit(blocks), tmp_path)
 
 
 def test_checkpoint__keeps_two_states_and_no_more(blocks: distmf.Blocks, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import distmf
 from distmf.cli import main
+from tests.clusters import start, wait_for
 from tests.helpers import files, random_ratings, write
 
 TABLE = random_ratings(4000, 200, 80)
@@ -185,6 +186,10 @@ def test_demo__shows_what_it_does() -> None:
         (["train", "foo://bucket/r", "m"], "foo://bucket/r: "),
         (["train", "{folder}/r.parquet", "foo://m"], "foo://m: "),
         (["train", "{folder}/r.parquet", "{folder}/r.parquet/model"], "is not a folder"),
+        (["train", "{folder}/blocks", "m", "--checkpoint", "m"], "one is in the other"),
+        (["train", "{folder}/blocks", "m", "--checkpoint", "m/c"], "one is in the other"),
+        (["train", "{folder}/blocks", "c/m", "--checkpoint", "c"], "one is in the other"),
+        (["train", "{folder}/blocks", "{folder}/blocks/m"], "one is in the other"),
         (["evaluate", "{folder}/blocks", "{folder}/r.parquet"], "model.json is missing"),
         (["predict", "{folder}/model", "{folder}/none.parquet", "o"], "no such file"),
         (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
@@ -218,6 +223,9 @@ def test_problems__end_with_1_and_a_message_without_a_traceback(
         (["train", "a", "m", "--grid", "4"], "'4' is not a grid; write for example 8x8"),
         (["train", "a", "m", "--memory-per-task", "much"], "'much' is not an amount of memory"),
         (["train", "{folder}/blocks", "m", "--holdout", "0.2"], "--holdout: only for raw ratings"),
+        (["train", "{folder}/blocks", "m", "--resume"], "--resume needs --checkpoint"),
+        (["train", "{folder}/blocks", "m", "--checkpoint-every", "2"], "--checkpoint-every needs --checkpoint"),
+        (["train", "{folder}/blocks", "m", "--checkpoint", ""], "--checkpoint is ''"),
         (["train", "a", "m", "--reg", "nan"], "'--reg': nan is not a finite number"),
         (["train", "a", "m", "--tol", "inf"], "'--tol': inf is not a finite number"),
         (["train", "a", "m", "--holdout", "nan"], "'--holdout': nan is not a finite number"),
@@ -247,12 +255,6 @@ def test_help__says_what_every_option_is() -> None:
     assert distmf.__version__ in run("--version").stdout
 
 
-def start(*arguments: Any) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
-    command = [sys.executable, "-u", "-m", "distmf", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt__while_training_saves_the_model_and_leaves_no_temporary_files(
     number: signal.Signals, folder: Path, tmp_path: Path
@@ -272,6 +274,27 @@ def test_interrupt__while_training_saves_the_model_and_leaves_no_temporary_files
     assert found["stopped"] == "interrupted"
     assert found["epochs"] >= 15  # those that were logged, but for a generation under way
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.parametrize("epoch", [None, 20])
+def test_interrupt__of_a_terminal_reaches_its_workers_as_well(
+    epoch: int | None, folder: Path, tmp_path: Path, no_leaks: Path
+) -> None:
+    training = ["train", folder / "blocks", tmp_path / "m", "--epochs", 1_000_000, "--tol", 0, "--workers", 2]
+    with start(*training, start_new_session=True) as process:
+        assert process.stderr is not None
+        if epoch is None:
+            while not list(no_leaks.rglob("distmf-workers*")):
+                time.sleep(0.01)
+            time.sleep(1.0)  # the workers are starting
+        else:
+            wait_for(process, f"epoch      {epoch}/")
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    message = "nothing was written" if epoch is None else "the model after epoch "
+    assert [line for line in errors.splitlines() if not line.startswith("epoch")] == [errors.splitlines()[-1]]
+    assert f"distmf: interrupted; {message}" in errors
 
 
 def test_interrupt__while_blocking_leaves_nothing(tmp_path: Path, no_leaks: Path) -> None:

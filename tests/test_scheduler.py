@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import dask.config
@@ -107,6 +109,28 @@ def test_storage__that_a_worker_does_not_see_is_named(blocks: distmf.Blocks, fol
     assert sorted(path.name for path in shared.iterdir()) == ["b"]
 
 
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_scheduler__whose_port_is_that_of_a_dashboard(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(said)
+                ended.wait(60)
+
+        ended = threading.Event()
+        threading.Thread(target=answer, daemon=True).start()
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(ClusterError, match="what answers there does not speak as a scheduler does"),
+            connect(address),
+        ):
+            pass
+        ended.set()
+
+
 def make_certificates(folder: Path) -> Path:
     script = Path(__file__).parents[1] / "deploy" / "compose" / "make-certificates.sh"
     subprocess.run([script, folder, "1"], check=True, capture_output=True)
@@ -165,6 +189,11 @@ def test_tls__of_workers_of_our_own(
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert files(tmp_path / "m") == expected
+    process = start(*command, "--tls-key", certificates / "ca.pem")  # which is no key
+    _, errors = process.communicate(timeout=60)
+    assert errors.startswith(f"distmf: {certificates / 'ca.pem'}, {certificates / 'cert.pem'} and ")
+    assert "are not a certificate of an authority, one's own, and its key, in PEM" in errors
+    assert errors.count("\n") == 1
     process = start(*command)
     assert "TLS needs all three files; --tls-key missing" in process.communicate(timeout=60)[1]
     assert process.returncode == 2
