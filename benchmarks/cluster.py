@@ -60,7 +60,7 @@ def main() -> None:
         with local_cluster(N_WORKERS) as client:
             run = functools.partial(train, blocks, args.rank, args.epochs, folder)
             local, cluster = "2 threads", "2 worker processes"
-            each, seldom = "a checkpoint each epoch", "without checkpoints"
+            each, seldom = "with a checkpoint each epoch", "without checkpoints"
             runs: dict[tuple[str, str], Callable[[], float]] = {
                 (local, seldom): functools.partial(run, threads=N_WORKERS),
                 (cluster, seldom): functools.partial(run, client=client, checkpoint_every=SELDOM),

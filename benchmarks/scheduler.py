@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="small grids, one round: to see that it runs")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    sizes, rounds, total = ([4], 1, 10) if args.toy else ([4, 8, 16, 32, 64], args.rounds, 200)
+    sizes, rounds, total = ([4], 1, 40) if args.toy else ([4, 8, 16, 32, 64], args.rounds, 200)
     print(f"{machine()}; {N_WORKERS} worker processes\n")
     with local_cluster(N_WORKERS) as client, ClusterEngine(client) as engine:
         shapes = [Shape(size, size) for size in sizes]
@@ -51,9 +51,9 @@ def main() -> None:
         for shape in shapes:
             epoch, n_blocks = seconds[shape] / generation_epochs(shape), shape.rows * shape.cols
             tasks = n_tasks[shape]
-            per_task = f"{1e6 * epoch / tasks:.0f} µs"
+            per_task = f"{1e3 * epoch / tasks:.1f} ms"
             rows.append(
-                [f"{shape.rows} × {shape.cols}", f"{tasks:,.0f}", f"{tasks / n_blocks:.2f}", f"{epoch:.3f} s", per_task]
+                [f"{shape.rows} × {shape.cols}", f"{tasks:,.0f}", f"{tasks / n_blocks:.2f}", f"{epoch:.2f} s", per_task]
             )
         print(markdown(["grid", "tasks an epoch", "tasks a block", "an epoch", "a task"], rows))
         shape, memory = shapes[min(1, len(shapes) - 1)], psutil.Process().memory_info

@@ -154,7 +154,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
         raise click.UsageError("--checkpoint is ''; give a folder or a URL")
     if "checkpoint" not in where:
         if "resume" in where:
-            raise click.UsageError("--resume needs --checkpoint")
+            raise click.UsageError("--resume needs --checkpoint: the folder to go on from, and to save to at first")
         if "checkpoint_every" in where and not {"scheduler", "workers"} & where.keys():
             raise click.UsageError("--checkpoint-every needs --checkpoint")
     with reporting(as_json=as_json, quiet=quiet) as report:

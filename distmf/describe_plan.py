@@ -8,10 +8,10 @@ from distmf.sizes import format_bytes, format_rate
 
 REASONS = {
     "kernel": "threads are at work on ratings; that is as it should be",
-    "copy": "a task copies P_i and Q_j before it changes them; the finer the grid, the more often",
+    "copy": "a task copies P_i and Q_j before it changes them",
     "disk": "factors are saved, and ratings read again in each epoch where the cache of blocks does not hold them",
     "network": "every column block visits every worker in each epoch",
-    "scheduler": "one scheduler hands out all tasks, one after the other; a coarser grid has fewer",
+    "scheduler": "tasks take time of scheduler and workers besides their work, and wait for messages",
 }
 NAMES = {"copy": "copies", "reading": "blocks being read", "cache": "cache of blocks"}
 MOVES = 0.97  # a change that takes off less than 3 % moves nothing
@@ -81,7 +81,7 @@ def _in_words(plan: Plan, sources: Mapping[str, str]) -> str:
         *_column("threads", _threads(plan)),
         ("tasks", f"{plan.n_tasks:,} an epoch, {rows * cols:,} of them visits to blocks"),
         ("memory", f"{format_bytes(memory.total)} of {format_bytes(inputs.memory)} a worker: {parts}"),
-        ("", f"driver at the end {format_bytes(plan.driver_bytes)}, scheduler {format_bytes(plan.scheduler_bytes)}"),
+        ("", f"driver at the end {_driver(plan)}, scheduler {format_bytes(plan.scheduler_bytes)}"),
         ("epoch", f"{_seconds(epoch.seconds)}: " + ", ".join(f"{names[name]} {_seconds(s)}" for name, s in split)),
         ("busy", ", ".join(f"{name} {share:.0%}" for name, share in loads)),
         ("bottleneck", f"{names[plan.bottleneck]}: {REASONS[plan.bottleneck]}"),
@@ -99,6 +99,12 @@ def _in_words(plan: Plan, sources: Mapping[str, str]) -> str:
         f"thread{'s' * (inputs.threads > 1)}"
     )
     return "\n".join([title, *(f"  {name:<10}  {text}" for name, text in lines)])
+
+
+def _driver(plan: Plan) -> str:
+    """Return the driver's memory, and whether a machine such as those of the workers has it."""
+    needed = format_bytes(plan.driver_bytes)
+    return needed if plan.driver_bytes <= plan.inputs.memory else f"{needed} (!), more than a worker has"
 
 
 def _threads_used(plan: Plan) -> int:

@@ -50,7 +50,7 @@ rate_options = options(
 @click.option("--workers", type=click.IntRange(1, 100_000), help="Worker processes.  [default: a core each]")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of a worker.")
 @click.option("--memory", type=Size(), help="Memory of a worker.  [default: what this machine has for so many cores]")
-@click.option("--grid", type=Grid(), help="Plan for this grid.  [default: the fastest that fits]")
+@click.option("--grid", type=Grid(), help="Plan for this grid.  [default: one that fits and is about the fastest]")
 @click.option("--float-ratings", is_flag=True, help="There are more than 256 distinct ratings: 4 bytes each, not 1.")
 @rate_options
 @output_options

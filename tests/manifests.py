@@ -169,6 +169,9 @@ def pod_problems(pod: Pod, claims: dict[str, Document]) -> list[str]:
     if not user.get("runAsNonRoot") or {user.get("runAsUser"), user.get("fsGroup")} != {image_user()}:
         found.append(f"securityContext: must be the image's user {image_user()}, and say that this is not root")
     for container in pod.spec["containers"]:
+        if pod.restarts_always:
+            missing = [probe for probe in ("readinessProbe", "livenessProbe") if probe not in container]
+            found += [f"{container['name']}: {probe}: nobody would see that it hangs" for probe in missing]
         found += [f"{container['name']}: {text}" for text in container_problems(container, volumes)]
     return found
 
@@ -196,7 +199,10 @@ def container_problems(container: Document, volumes: dict[str, str]) -> list[str
         for probe in probes
         if probe["httpGet"]["port"] not in ports
     ]
-    limit, request = (parse_bytes(container["resources"][kind]["memory"]) for kind in ("limits", "requests"))
+    resources = container.get("resources", {})
+    if not all("memory" in resources.get(kind, {}) for kind in ("limits", "requests")):
+        return [*found, "resources: without a request and a limit of memory, others may take it"]
+    limit, request = (parse_bytes(resources[kind]["memory"]) for kind in ("limits", "requests"))
     if limit != request:
         found.append("resources: a node may promise more memory than it has when request and limit differ")
     if command[:2] == ["dask", "worker"] and not found:

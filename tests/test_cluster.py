@@ -16,7 +16,7 @@ import pytest
 from distributed import Client, Worker, WorkerPlugin
 
 import distmf
-from distmf import MatrixFactorization, block_ratings, trainer
+from distmf import MatrixFactorization, block_ratings, factors, trainer
 from distmf.cluster import SETTINGS
 from distmf.errors import ClusterError, StoreError
 from tests.clusters import at_epoch, cluster, kill, worker_pids
@@ -64,6 +64,25 @@ def test_fit__gives_the_same_bits_and_leaves_nothing_behind(
     assert saved(model().fit(blocks, client=client), tmp_path) == expected
     assert beside(blocks) == ["b", "r.parquet"]
     assert n_tasks(client) == 0
+
+
+def kept() -> tuple[int, int]:
+    """Return how many files of factors and bytes of ratings this process keeps."""
+    return len(factors._kept), distmf.blocks._cache._bytes
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_fit__lets_workers_let_go_of_what_they_kept(interrupted: bool, client: Client, blocks: distmf.Blocks) -> None:
+    if interrupted:
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        with at_epoch(4, interrupt), pytest.raises(KeyboardInterrupt):
+            model().fit(blocks, client=client)
+    else:
+        model().fit(blocks, client=client)
+    assert set(client.run(kept).values()) == {(0, 0)}
 
 
 def test_fit__ends_on_workers_when_what_comes_does_not_count(

@@ -109,6 +109,21 @@ BROKEN: dict[str, tuple[str, Callable[[Document], Any], str]] = {
         lambda doc: container(doc, "scheduler")["ports"][0].update(name="comm"),
         "Service: ports: tcp-comm is no port of the chosen pods",
     ),
+    "no readiness probe": (
+        "train.yaml",
+        lambda doc: container(doc, "worker").pop("readinessProbe"),
+        "worker: readinessProbe: nobody would see that it hangs",
+    ),
+    "no liveness probe": (
+        "cluster.yaml",
+        lambda doc: doc["spec"]["scheduler"]["spec"]["containers"][0].pop("livenessProbe"),
+        "scheduler: livenessProbe: nobody would see that it hangs",
+    ),
+    "no limits": (
+        "train.yaml",
+        lambda doc: container(doc, "worker")["resources"].pop("limits"),
+        "worker: resources: without a request and a limit of memory",
+    ),
     "probe of another port": (
         "train.yaml",
         lambda doc: container(doc, "worker")["readinessProbe"]["httpGet"].update(port="health"),

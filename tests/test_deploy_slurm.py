@@ -60,8 +60,26 @@ def test_program__is_imported_without_doing_anything(name: str) -> None:
     assert output_of(f"import {name}") == ""
 
 
+def test_job__refuses_what_cannot_go_on_or_work() -> None:
+    done = run("bash", SLURM / "distmf.sbatch", "train", "blocks", "model", "--checkpoint-every", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a training needs --checkpoint FOLDER" in done.stderr
+    done = run("bash", SLURM / "distmf.sbatch", "block", "ratings", "blocks", SLURM_NTASKS="2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--ntasks=2: 3 at least" in done.stderr
+
+
+@needs_jobqueue
+def test_login_node__names_the_interfaces_that_are_there() -> None:
+    done = run(sys.executable, SLURM / "login_node.py", "--interface", "nowhere", "train", "blocks", "model")
+    assert done.returncode == 2
+    assert "there is no 'nowhere' here, but lo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_job__on_several_nodes_asks_for_their_interface() -> None:
-    done = run("bash", SLURM / "distmf.sbatch", "train", SLURM_JOB_NUM_NODES="2", DISTMF_INTERFACE="")
+    command = ("train", "blocks", "model", "--checkpoint=folder")
+    done = run("bash", SLURM / "distmf.sbatch", *command, SLURM_JOB_NUM_NODES="2", DISTMF_INTERFACE="")
     assert done.returncode == 1
     assert "DISTMF_INTERFACE: is not set; it names the network interface" in done.stderr
 

@@ -206,6 +206,9 @@ def test_make_plan__finds_the_scheduler_in_the_way_of_a_grid_for_every_thread() 
     coarser = next(change for change in plan.changes if change.what == "a grid of 512 × 512")
     assert coarser.ratio is not None
     assert coarser.ratio < 0.5
+    # What the changes say is what a plan for them says, and what limits the epoch is what would shorten it.
+    assert make_plan(replace(EXAMPLE, shape=coarser.shape)).epoch.seconds == coarser.seconds
+    assert coarser.ratio == coarser.seconds / plan.epoch.seconds
     best = make_plan(EXAMPLE)
     assert best.epoch.seconds < 0.3 * plan.epoch.seconds
     assert best.n_tasks < 0.1 * plan.n_tasks

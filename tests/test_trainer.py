@@ -4,13 +4,14 @@ import itertools
 import logging
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distmf import Blocks, MatrixFactorization, block_ratings, graph, trainer
+from distmf import Blocks, MatrixFactorization, block_ratings, graph, kernel, trainer
 from distmf.errors import DivergedError, NotFittedError
 from distmf.trainer import _is_steady
 from tests.helpers import files, random_ratings, write
@@ -194,6 +195,20 @@ def test_fit__logs_a_line_per_epoch(blocks: Blocks, caplog: pytest.LogCaptureFix
         assert line.startswith(f"epoch {n:2d}/12  train RMSE ")
         for word in ("holdout RMSE ", "step ", " M ratings/s", " s left"):
             assert word in line
+
+
+def test_fit__says_what_share_of_the_threads_was_in_kernels(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asleep(ratings: kernel.Ratings, *_: Any) -> float:
+        time.sleep(0.02)
+        return float(len(ratings.rows))
+
+    monkeypatch.setattr(kernel, "train_block", asleep)
+    shares = []
+    for threads in 1, 16:  # of which 3 can be at work
+        found = MatrixFactorization(2, epochs=10, tol=0).fit(blocks, threads=threads).history_
+        shares.append(np.mean([epoch.utilization for epoch in found]))
+    assert shares[0] > 0.5
+    assert 0.02 < shares[1] < 0.3
 
 
 def test_fit__keeps_the_last_good_model_when_interrupted(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ configuration says so.
 """
 
 import signal
+import socket
 
 import click
 import dask.config
@@ -32,6 +33,8 @@ PROLOGUE = [
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(interface: str, jobs: int, memory: str, command: tuple[str, ...]) -> None:
     """Run COMMAND, such as `train BLOCKS MODEL --checkpoint FOLDER --resume`, with workers that are jobs of Slurm."""
+    if interface not in (there := [name for _, name in socket.if_nameindex()]):
+        raise click.BadParameter(f"there is no {interface!r} here, but {', '.join(there)}", param_hint="--interface")
     for number in signal.SIGINT, signal.SIGTERM:  # both end the jobs; dask-jobqueue makes Ctrl-C a success
         signal.signal(number, signal.default_int_handler)
     with (
