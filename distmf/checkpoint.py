@@ -164,7 +164,15 @@ def checkpoint_of(
     settings = {**blocks.identity(), **hyperparameters}
     with contextlib.ExitStack() as stack:
         folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
-        checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
+        try:
+            checkpoint = stack.enter_context(open_checkpoint(folder, settings, resume=resume))
+        except StoreError as err:
+            if path is None:
+                raise StoreError(
+                    f"{err}; on a cluster factors are saved beside the blocks, or in the checkpoint (--checkpoint): give "
+                    "a folder that all workers can write to"
+                ) from err
+            raise
         check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
         yield checkpoint
 

@@ -325,8 +325,11 @@ def temporary_folder(stem: str | Path) -> Iterator[Folder]:
     folder = Folder(fs, temporary_name(path))
     try:
         yield folder
-    finally:
-        folder.delete()
+    except BaseException:
+        with contextlib.suppress(StoreError):  # what went wrong first counts
+            folder.delete()
+        raise
+    folder.delete()
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ import pytest
 from distributed import Client, Worker, WorkerPlugin
 
 import distmf
-from distmf import MatrixFactorization, block_ratings, factors, trainer
+from distmf import MatrixFactorization, block_ratings, checkpoint, factors, trainer
 from distmf.cluster import SETTINGS
 from distmf.errors import ClusterError, StoreError
+from distmf.store import Folder
 from tests.clusters import at_epoch, cluster, kill, worker_pids
 from tests.helpers import blocks_in, files, saved
 
@@ -64,6 +65,19 @@ def test_fit__gives_the_same_bits_and_leaves_nothing_behind(
     assert saved(model().fit(blocks, client=client), tmp_path) == expected
     assert beside(blocks) == ["b", "r.parquet"]
     assert n_tasks(client) == 0
+
+
+def test_fit__on_blocks_beside_which_nothing_can_be_written_says_what_to_give(
+    client: Client, blocks: distmf.Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any) -> None:
+        raise StoreError("b.training cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "free_folder", read_only)
+        patch.setattr(Folder, "delete", read_only)
+        with pytest.raises(StoreError, match=r"cannot be written; .*\(--checkpoint\)"):
+            model().fit(blocks, client=client)
 
 
 def kept() -> tuple[int, int]:
