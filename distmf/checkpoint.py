@@ -169,8 +169,8 @@ def checkpoint_of(
         except StoreError as err:
             if path is None:
                 raise StoreError(
-                    f"{err}; on a cluster factors are saved beside the blocks, or in the checkpoint (--checkpoint): give "
-                    "a folder that all workers can write to"
+                    f"{err}; on a cluster factors are saved beside the blocks, or in a checkpoint: give a folder "
+                    "that all workers can write to (--checkpoint)"
                 ) from err
             raise
         check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})
