@@ -109,6 +109,26 @@ def test_storage__that_a_worker_does_not_see_is_named(blocks: distmf.Blocks, fol
     assert sorted(path.name for path in shared.iterdir()) == ["b"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process a file system of its own")
+def test_storage__that_a_worker_reads_but_whose_writes_do_not_arrive_is_named(
+    blocks: distmf.Blocks, folder: Path, tmp_path: Path
+) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    layers = f"lowerdir={shared},upperdir={own}/upper,workdir={own}/work"
+    mount = f"mount -t tmpfs none {own} && mkdir {own}/upper {own}/work && mount -t overlay none -o {layers} {shared}"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system has no overlay file system")
+    with processes() as started:
+        file = start_scheduler(started, folder)
+        start_worker(started, folder, "mute", before=mount)
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+            with pytest.raises(StoreError, match=r"worker mute \(tcp://127.*what it writes does not arrive here"):
+                MatrixFactorization(4).fit(blocks, client=client, checkpoint=shared / "c")
+
+
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_scheduler__whose_port_is_that_of_a_dashboard(said: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
