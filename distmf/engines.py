@@ -75,7 +75,7 @@ def check_storage(engine: Engine, writable: Folder, readable: dict[str, Folder])
         seen = [(folder, name, _fingerprint(folder, name)) for folder, name in files]
         answers = engine.everywhere(_look, seen, writable, f"{probes}/worker")
         problems = [
-            f"worker {worker}: {answer or 'what it writes does not arrive here'}"
+            f"worker {worker}: {'what it writes does not arrive here' if isinstance(answer, str) else answer}"
             for worker, answer in answers.items()
             if not (isinstance(answer, str) and writable.fs.isfile(writable.child(answer)))
         ]
