@@ -55,7 +55,7 @@ def test_benchmark_of_processes__runs() -> None:
     output = run(
         "benchmarks/cluster.py", "--ratings", "100000", "--grid", "4", "--rank", "8", "--epochs", "3", "--rounds", "1"
     )
-    assert "| 2 worker processes a checkpoint each epoch |" in output
+    assert "| 2 worker processes with a checkpoint each epoch |" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
