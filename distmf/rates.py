@@ -212,17 +212,18 @@ def measure_scheduler() -> TaskSpeed:
     with local_cluster(2) as client, ClusterEngine(client) as engine:
         engine.everywhere(kernel.padded_rank, 1)  # all are there
 
-        def run(shape: Shape, pause: Callable[[], None] | None) -> tuple[int, float, float]:
-            """Return the number of tasks, and the seconds of this process and of the workers."""
-            generation = hollow_generation(shape, SCHEDULER_EPOCHS, engine.owners(shape.rows), pause)
-            workers, own = (sum(engine.everywhere(time.process_time).values()), time.process_time())
-            engine.run(generation.graph, generation.keys)
-            own = time.process_time() - own
-            return len(generation.graph.tasks), own, sum(engine.everywhere(time.process_time).values()) - workers
+        def of_workers() -> float:
+            return float(sum(engine.everywhere(time.process_time).values()))
 
-        n_quick, own, _ = run(SCHEDULER_SHAPE, None)
-        n_slow, _, workers = run(PAUSE_SHAPE, functools.partial(time.sleep, PAUSE_SECONDS))
-        return TaskSpeed(n_quick / own, workers / n_slow)
+        def seconds_per_task(of: Callable[[], float], shape: Shape, pause: Callable[[], None] | None = None) -> float:
+            generation = hollow_generation(shape, SCHEDULER_EPOCHS, engine.owners(shape.rows), pause)
+            start = of()
+            engine.run(generation.graph, generation.keys)
+            return (of() - start) / len(generation.graph.tasks)
+
+        rate = 1 / seconds_per_task(time.process_time, SCHEDULER_SHAPE)
+        pause = functools.partial(time.sleep, PAUSE_SECONDS)
+        return TaskSpeed(rate, seconds_per_task(of_workers, PAUSE_SHAPE, pause))
 
 
 def hollow_generation(

@@ -206,12 +206,20 @@ def test_make_plan__finds_the_scheduler_in_the_way_of_a_grid_for_every_thread() 
     coarser = next(change for change in plan.changes if change.what == "a grid of 512 × 512")
     assert coarser.ratio is not None
     assert coarser.ratio < 0.5
-    # What the changes say is what a plan for them says, and what limits the epoch is what would shorten it.
+    # What the changes say is what a plan for them says.
     assert make_plan(replace(EXAMPLE, shape=coarser.shape)).epoch.seconds == coarser.seconds
     assert coarser.ratio == coarser.seconds / plan.epoch.seconds
     best = make_plan(EXAMPLE)
     assert best.epoch.seconds < 0.3 * plan.epoch.seconds
     assert best.n_tasks < 0.1 * plan.n_tasks
+
+
+def test_make_plan__names_what_would_shorten_the_epoch_most_and_not_what_takes_most() -> None:
+    rates = RATES._replace(kernel=1e7, copy=6e9, disk=6.5e8, task=0.003)
+    plan = make_plan(replace(EXAMPLE, rates=rates, shape=Shape(512, 512)))
+    assert plan.epoch.split.copy == max(plan.epoch.split)
+    assert plan.epoch.loads.scheduler > 0.9
+    assert plan.bottleneck == "scheduler"
 
 
 def test_make_plan__tells_what_would_move_the_bottleneck() -> None:
