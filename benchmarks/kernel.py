@@ -26,6 +26,7 @@ sys.path[0] = str(Path(__file__).parents[1])
 from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf import kernel  # noqa: E402
 from distmf.buffers import aligned_empty  # noqa: E402
+from distmf.encoding import Encoding  # noqa: E402
 from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, padded_rank  # noqa: E402
 
 SHIFT = 50  # of the power laws of users and items
@@ -55,7 +56,9 @@ def arrange(rows: np.ndarray, cols: np.ndarray, codes: np.ndarray, height: int, 
         (lines % side)[order].astype(dtype)
         for lines, side, dtype in zip((rows, cols), (height, width), dtypes, strict=True)
     ]
-    return Ratings(offsets, *arrays, codes[order], np.arange(10, dtype=np.float32) / 2, (height, width), n_tile_cols)
+    return Ratings(
+        offsets, *arrays, codes[order], Encoding(tuple(n / 2 for n in range(10))), (height, width), n_tile_cols
+    )
 
 
 def copy_pass(n_floats: int) -> Callable[..., float]:

@@ -15,7 +15,7 @@ import numbers
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks
-from distmf.counting import Counts, Settings, count_ratings
+from distmf.blocks import KIND, Blocks, Layout, Moments, is_blocks, open_blocks, save_manifest
+from distmf.counting import COUNTS, Settings, Sides, Values, count_ratings, merge_counts
+from distmf.encoding import Encoding
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
-from distmf.grid import Shape, choose_shape, cut, tile_shape
+from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import IdCounts
+from distmf.jobs import DONE, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.merging import merge_runs
+from distmf.merging import RowBlock, merge_runs
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
-from distmf.scattering import Ids, scatter_ratings, sort_into_run
+from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tiles import Duplicates
+
+SPANS = 64  # of the input, at least: each is a task of either pass, and what a restart need not do again …
+SMALLEST_SPAN, LARGEST_SPAN = 1 << 20, 1 << 26  # … of about this many ratings
+IDS_AT_ONCE = 1 << 20
+TRANSIENT = COUNTS, RUNS  # in the folder while it is written
 
 logger = logging.getLogger(__name__)
 
@@ -111,16 +118,38 @@ def block_ratings(
     budget = parse_bytes(memory_per_task)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings = Settings(int(seed), float(holdout), duplicates)
-    with new_folder(path, KIND) as folder, open_engine(client, threads) as engine:
+    what = {
+        "ratings": ratings.fingerprint(),
+        **settings._asdict(),
+        "grid": grid and list(grid),
+        "memory_per_task": budget,
+        "rank": int(rank),
+    }
+    with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
-        counts = count_ratings(engine, ratings, settings)
-        ids = Ids.of_counts(counts, (ratings.id_types[user], ratings.id_types[item]), settings)
-        shape = grid or choose_shape(len(ids.users), len(ids.items), counts.n_ratings, rank, budget)
-        layout = _layout(counts, settings, Shape(*shape))
-        _write_ids(folder, ids, counts)
-        runs = scatter_ratings(engine, ratings, settings, layout, ids, folder)
-        merge_runs(engine, folder, settings, layout, counts, runs, ids)
+        spans = ratings.spans(min(max(ratings.n_rows // SPANS, SMALLEST_SPAN), LARGEST_SPAN))
+        counted = count_ratings(engine, spans, settings, folder)
+        values = sum((part.values for part in counted[1:]), counted[0].values)
+        if not all(folder.fs.isfile(folder.child(name)) for name in KIND.tables):
+            _write_ids(
+                folder,
+                merge_counts(engine, folder, counted),
+                (ratings.id_types[user], ratings.id_types[item]),
+                settings,
+            )
+        folder.remove(COUNTS)
+        users, items = (
+            folder.read_table(name, checksum, ["count"])["count"].to_numpy()
+            for name, checksum in folder.checksums(KIND.tables).items()
+        )
+        if not users.any():
+            raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
+        shape = grid or choose_shape(len(users), len(items), ratings.n_rows, rank, budget)
+        layout = _layout(users, items, values, settings, Shape(*shape))
+        runs = scatter_ratings(engine, spans, settings, layout, folder)
+        row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows)
+        _finish(folder, settings, layout, values, row_blocks)
     blocks = open_blocks(path)
     logger.info(
         "blocked: %s ratings to train on and %s held out, by %s users of %s items; %s repeat a pair (duplicates: %s)",
@@ -160,7 +189,11 @@ def blocks_of(
         raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
     if isinstance(ratings, str | Path) and not is_blocks(ratings):
         with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
-            yield block_ratings(ratings, f"{folder}/blocks", **{**settings, **options})
+            try:
+                blocks = block_ratings(ratings, f"{folder}/blocks", **{**settings, **options})
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt from interrupt  # nothing of this folder is kept
+            yield blocks
         return
     if options:
         raise ValueError(
@@ -205,36 +238,77 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
         )
     settings = Settings(seed, 0.0, "keep")
-    users = IdCounts.of_range(rows, matrix.shape[0], settings.user_salt)
-    items = IdCounts.of_range(cols, matrix.shape[1], settings.item_salt)
-    counts = Counts(users, items, values[:0], (float(values.min()), float(values.max())), len(values))
-    ids = Ids.of_counts(counts, (pa.int64(), pa.int64()), settings)
-    layout = _layout(counts, settings, Shape(1, 1))
+    counts = Sides(
+        IdCounts.of_range(rows, matrix.shape[0], settings.user_salt),
+        IdCounts.of_range(cols, matrix.shape[1], settings.item_salt),
+    )
+    found = Values((), float(values.min()), float(values.max()), Moments.of(values))
+    layout = _layout(counts.users.counts, counts.items.counts, found, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
-        _write_ids(folder, ids, counts)
-        run, data = sort_into_run(batch, settings, layout, ids, "runs/0", 0)
-        folder.write(run.name, data)
-        merge_runs(engine, folder, settings, layout, counts, [run], ids)
+        _write_ids(folder, counts, (pa.int64(), pa.int64()), settings)
+        places = Places.read(folder, folder.checksums(KIND.tables), settings, layout)
+        offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")
+        runs = [(f"{RUNS}/0", offset) for offset in offsets]
+        row_blocks = merge_runs(engine, folder, settings, layout, runs, len(values))
+        _finish(folder, settings, layout, found, row_blocks)
+        for name in (RUNS, DONE):
+            folder.remove(name)
     return open_blocks(path)
 
 
-def _layout(counts: Counts, settings: Settings, shape: Shape) -> Layout:
-    n_users, n_items = len(counts.users.hashes), len(counts.items.hashes)
-    if not (1 <= shape.rows <= n_users and 1 <= shape.cols <= n_items):
+def _layout(
+    users: npt.NDArray[np.int64], items: npt.NDArray[np.int64], values: Values, settings: Settings, shape: Shape
+) -> Layout:
+    """Return how the blocks are laid out, given the ratings of each user and item."""
+    if not (1 <= shape.rows <= len(users) and 1 <= shape.cols <= len(items)):
         raise RatingsError(
-            f"grid is {shape.rows} × {shape.cols}, but there are {n_users:,} users and {n_items:,} items; "
+            f"grid is {shape.rows} × {shape.cols}, but there are {len(users):,} users and {len(items):,} items; "
             "every block needs at least one of each"
         )
+    # A mean of duplicates need not be one of the ratings.
+    distinct = () if settings.duplicates == "mean" else values.distinct
+    moments = values.moments
     return Layout(
-        tuple(cut(counts.users.counts, shape.rows).tolist()),
-        tuple(cut(counts.items.counts, shape.cols).tolist()),
-        tile_shape(n_users, n_items, counts.n_ratings),
-        # A mean of duplicates need not be one of the ratings.
-        () if settings.duplicates == "mean" else tuple(counts.distinct.tolist()),
+        tuple(cut(users, shape.rows).tolist()),
+        tuple(cut(items, shape.cols).tolist()),
+        tile_shape(len(users), len(items), moments.n),
+        Encoding.choose(distinct, values.low, values.high, moments.std, moments.n),
     )
 
 
-def _write_ids(folder: Folder, ids: Ids, counts: Counts) -> None:
-    for name, id_map, id_counts in zip(KIND.tables, ids, (counts.users, counts.items), strict=True):
-        folder.write_table(name, pa.table({"id": id_map.ids, "count": id_counts.counts}))
+def _write_ids(folder: Folder, counts: Sides, types: tuple[pa.DataType, pa.DataType], settings: Settings) -> None:
+    """Write the ids and their counts in the order of their numbers."""
+    salts = settings.user_salt, settings.item_salt
+    for name, side, id_type, salt in zip(KIND.tables, counts, types, salts, strict=True):
+        schema = pa.schema({"id": id_type, "count": pa.int64()})
+        folder.write_table(name, schema, _id_batches(side, schema, salt))
+
+
+def _id_batches(counts: IdCounts, schema: pa.Schema, salt: np.uint64) -> Iterator[pa.RecordBatch]:
+    for begin in range(0, len(counts.hashes), IDS_AT_ONCE):
+        end = begin + IDS_AT_ONCE
+        ids = counts.raw_ids(schema.field("id").type, salt, begin, end)
+        yield pa.record_batch([ids, counts.counts[begin:end]], schema=schema)
+
+
+def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, row_blocks: Sequence[RowBlock]) -> None:
+    """Refuse duplicates if they are not wanted, and write the manifest."""
+    n_duplicates = sum(row_block.n_duplicates for row_block in row_blocks)
+    if n_duplicates and settings.duplicates == "error":
+        numbers = next(row_block.duplicate for row_block in row_blocks if row_block.duplicate)
+        user, item = (
+            folder.read_table(name, checksum, ["id"])["id"][number].as_py()
+            for (name, checksum), number in zip(folder.checksums(KIND.tables).items(), numbers, strict=True)
+        )
+        raise RatingsError(
+            f"{n_duplicates:,} ratings repeat a (user, item) pair, for example user {user!r} and item {item!r}; "
+            "remove them, or take duplicates='keep' or 'mean' (--duplicates)"
+        )
+    entries = {
+        BlockKey(row, col): entry
+        for row, row_block in enumerate(row_blocks)
+        for col, entry in enumerate(row_block.entries)
+    }
+    found = {**settings._asdict(), "n_duplicates": n_duplicates}
+    save_manifest(folder, layout, entries, (values.low, values.high), found)

@@ -21,12 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.cache import ByteCache
+from distmf.encoding import Encoding
 from distmf.errors import StoreError
 from distmf.grid import BlockKey, Shape, offset_dtype
 from distmf.kernel import Ratings
 from distmf.store import Folder, Kind
 
-KIND = Kind("distmf blocks", 1, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
+KIND = Kind("distmf blocks", 2, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
 CACHE_BYTES = 1 << 30  # per process
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"
@@ -47,12 +48,14 @@ class Moments(NamedTuple):
     deviations: float
 
     @classmethod
-    def of(cls, ratings: npt.NDArray[np.float32]) -> "Moments":
-        """Return the moments of an array; its order decides the last bits."""
-        if not len(ratings):
+    def of(cls, ratings: npt.NDArray[np.float32], counts: npt.NDArray[np.int64] | None = None) -> "Moments":
+        """Return the moments of an array, of which each rating may occur several times; its order decides last bits."""
+        n = len(ratings) if counts is None else int(counts.sum())
+        if not n:
             return cls(0, 0.0, 0.0)
-        mean = float(ratings.mean(dtype=np.float64))
-        return cls(len(ratings), mean, float(np.square(ratings - np.float64(mean)).sum()))
+        weights = np.float64(1) if counts is None else counts
+        mean = float((weights * ratings).sum(dtype=np.float64)) / n
+        return cls(n, mean, float((weights * np.square(ratings - np.float64(mean))).sum()))
 
     def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
         n = self.n + other.n
@@ -89,14 +92,14 @@ class Layout(NamedTuple):
         Where each row block and column block begins, and the numbers of users and items.
     tile_shape : tuple of int
         Rows and columns of a tile.
-    table : tuple of float
-        The distinct ratings, ascending, if values are stored as codes; else empty.
+    encoding : Encoding
+        How ratings are stored.
     """
 
     row_cuts: tuple[int, ...]
     col_cuts: tuple[int, ...]
     tile_shape: tuple[int, int]
-    table: tuple[float, ...]
+    encoding: Encoding
 
     @property
     def shape(self) -> Shape:
@@ -112,8 +115,7 @@ class Layout(NamedTuple):
     @property
     def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]:
         """Dtypes of rows, columns and values."""
-        value = np.dtype(np.uint8) if self.table else np.dtype(np.float32)
-        return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), value
+        return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), self.encoding.dtype
 
     def no_ratings(self) -> Ratings:
         """Return an empty part of a block, of the types that all blocks of this layout have."""
@@ -127,9 +129,7 @@ class Layout(NamedTuple):
         offsets = np.zeros(len(tile_counts) + 1, dtype=np.int64)
         np.cumsum(tile_counts, out=offsets[1:])
         rows, cols, values = arrays
-        return Ratings(
-            offsets, rows, cols, values, np.array(self.table, dtype=np.float32), self.tile_shape, self.tiles(key)[1]
-        )
+        return Ratings(offsets, rows, cols, values, self.encoding, self.tile_shape, self.tiles(key)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +271,11 @@ class Blocks:
         name = f"{side}s.parquet"
         return self.folder.read_table(name, self.checksums[name])
 
+    def counts(self, side: Literal["user", "item"]) -> npt.NDArray[np.int64]:
+        """Return the numbers of ratings to train on, in the order of the row or column numbers."""
+        name = f"{side}s.parquet"
+        return np.asarray(self.folder.read_table(name, self.checksums[name], ["count"])["count"])
+
 
 def save_manifest(
     folder: Folder,
@@ -282,6 +287,7 @@ def save_manifest(
     """Write the manifest of blocks: from then on the folder can be opened."""
     content = {
         **layout._asdict(),
+        "encoding": layout.encoding._asdict(),
         "rating_range": rating_range,
         "settings": settings,
         "blocks": [[*key, entry] for key, entry in entries.items()],
@@ -323,7 +329,7 @@ def open_blocks(path: str | Path) -> Blocks:
         tuple(manifest["row_cuts"]),
         tuple(manifest["col_cuts"]),
         tuple(manifest["tile_shape"]),
-        tuple(manifest["table"]),
+        Encoding(tuple(manifest["encoding"]["table"]), manifest["encoding"]["low"], manifest["encoding"]["step"]),
     )
     entries = {
         BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])])

@@ -1,27 +1,40 @@
 """The first pass over ratings: which ids there are, how often each is rated, and which ratings occur.
 
-Every piece of the input is counted by itself, then the counts are merged in groups.
+Every span of the input is counted by itself, into sorted files that are cut by the leading bits of the ids' hashes.
+Then all counts of a range of hashes are merged at a time. Memory is bounded by the batches and by what is merged at a
+time, not by the number of ids.
+
+    counts/00012-0-users.arrow   hash, count, and the id if it is a string; one record batch for each bucket of hashes
 """
 
+import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import Task, TaskRef
+import pyarrow as pa
+from dask._task_spec import Task
 from dask.typing import Key
 
+from distmf.blocks import Moments
 from distmf.engine import Engine, Graph, new_token, run_through_losses
-from distmf.errors import RatingsError
+from distmf.filesystem import opened
 from distmf.ids import Hashes, IdCounts, hash_ids, mix, salt
-from distmf.progress import progress_of_tasks
-from distmf.ratings import Batch, Piece, Ratings, read_piece
+from distmf.jobs import run_stage
+from distmf.ratings import Batch, Ratings, read_batches
+from distmf.store import Folder
 from distmf.tiles import Duplicates
 
 logger = logging.getLogger(__name__)
 
 MAX_CODES = 256  # distinct ratings that fit in one byte
-FAN_IN = 8  # counts merged at once
+IDS_AT_ONCE = 1 << 22  # counted before they are written; 16 bytes each, twice while two parts are merged
+MERGED_AT_ONCE = 1 << 21  # counts, of any spans
+MAX_BUCKETS = 256
+COUNTS = "counts"
+SIDES = "users", "items"
 
 
 class Settings(NamedTuple):
@@ -49,81 +62,164 @@ class Settings(NamedTuple):
         return draws >= np.uint64(min(int(self.holdout * 2**64), 2**64 - 1))
 
 
-class Counts(NamedTuple):
-    """What the first pass finds in a part of the input."""
+class Values(NamedTuple):
+    """Which ratings occur in a part of the input, held out ones included.
+
+    Attributes
+    ----------
+    distinct : tuple of float
+        Ascending; empty if there are more than fit in a code.
+    low, high : float
+        The smallest and the largest.
+    moments : Moments
+        Their number, mean and spread.
+    """
+
+    distinct: tuple[float, ...]
+    low: float
+    high: float
+    moments: Moments
+
+    @classmethod
+    def of(cls, ratings: npt.NDArray[np.float32]) -> "Values":
+        """Return what is in an array."""
+        sample = np.unique(ratings[:: max(1, len(ratings) // 1024)])
+        distinct = np.unique(ratings) if len(sample) <= MAX_CODES else sample
+        return cls(_codes(distinct.tolist()), float(ratings.min()), float(ratings.max()), Moments.of(ratings))
+
+    def __add__(self, other: "Values") -> "Values":  # type: ignore[override]
+        every_code = self.distinct and other.distinct
+        distinct = _codes(sorted({*self.distinct, *other.distinct})) if every_code else ()
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return Values(distinct, low, high, self.moments + other.moments)
+
+
+def _codes(distinct: list[float]) -> tuple[float, ...]:
+    return tuple(distinct) if len(distinct) <= MAX_CODES else ()
+
+
+class Sides(NamedTuple):
+    """The counts of both sides."""
 
     users: IdCounts
     items: IdCounts
-    distinct: npt.NDArray[np.float32]
-    """Distinct ratings, ascending; empty if there are more than fit in a code."""
-    rating_range: tuple[float, float]
-    n_ratings: int
 
 
-def count_ratings(engine: Engine, ratings: Ratings, settings: Settings) -> Counts:
-    """Return the counts of all ratings.
+class Counted(NamedTuple):
+    """What counting a span found.
+
+    Attributes
+    ----------
+    values : Values
+        Of its ratings.
+    files : list of tuple
+        Numbers of counts of users and of items in each pair of files that it wrote.
+    """
+
+    values: Values
+    files: list[tuple[int, int]]
+
+    @classmethod
+    def of_json(cls, found: list[Any]) -> "Counted":
+        """Return what `run_stage` returns for one."""
+        (distinct, low, high, moments), files = found
+        return cls(Values(tuple(distinct), low, high, Moments(*moments)), files)
+
+
+def count_ratings(engine: Engine, spans: Sequence[Ratings], settings: Settings, folder: Folder) -> list[Counted]:
+    """Count all ratings, span by span, into files.
 
     Raises
     ------
     RatingsError
-        If a piece does not hold what it should, or all ratings are held out.
+        If a piece does not hold what it should.
     """
-    token = new_token()
-    count, done = f"count-{token}", f"counted-{token}"
-    tasks: dict[Key, Any] = {
-        (count, 0, n): Task((count, 0, n), _count_piece, ratings, piece, settings)
-        for n, piece in enumerate(ratings.pieces)
-    }
-    level, keys = 0, list(tasks)
-    tasks |= {(done, n): Task((done, n), _is_there, TaskRef(key)) for n, key in enumerate(keys)}
-    while len(keys) > 1 or level == 0:
-        level += 1
-        groups = [keys[n : n + FAN_IN] for n in range(0, len(keys), FAN_IN)]
-        keys = [(count, level, n) for n in range(len(groups))]
-        for key, group in zip(keys, groups, strict=True):
-            tasks[key] = Task(key, _merge_counts, *[TaskRef(part) for part in group])
-    on_done = progress_of_tasks(logger, "counting", done, [piece.n_rows for piece in ratings.pieces])
-    wanted = [*keys, *((done, n) for n in range(len(ratings.pieces)))]
-    counts: Counts = run_through_losses(engine, Graph(tasks), wanted, on_done)[0]
-    if not counts.users.counts.any():
-        raise RatingsError(f"all {counts.n_ratings:,} ratings are held out; lower holdout from {settings.holdout}")
-    return counts
+    calls = [(_count_span, span, settings, folder, n, _n_buckets(len(spans))) for n, span in enumerate(spans)]
+    found = run_stage(engine, folder, "counting", calls, [span.n_rows for span in spans])
+    return [Counted.of_json(counted) for counted in found]
 
 
-def _is_there(counts: Counts) -> bool:
-    """Tell that a piece is counted, without what was counted."""
-    return True
+def _n_buckets(n_spans: int) -> int:
+    return 1 if n_spans == 1 else min(MAX_BUCKETS, 1 << (4 * n_spans).bit_length())
 
 
-def _count_piece(ratings: Ratings, piece: Piece, settings: Settings) -> Counts:
-    return _merge_counts(*[_count_batch(batch, settings) for batch in read_piece(ratings, piece)])
+def _count_span(ratings: Ratings, settings: Settings, folder: Folder, span: int, n_buckets: int) -> Counted:
+    values: list[Values] = []
+    files: list[tuple[int, int]] = []
+    sides: tuple[list[IdCounts], list[IdCounts]] = [], []
+
+    def write() -> None:
+        counts = [IdCounts.merge(parts) for parts in sides]
+        for name, side, parts in zip(SIDES, counts, sides, strict=True):
+            _write(folder, _file(span, len(files), name), side, n_buckets)
+            parts.clear()
+        files.append((len(counts[0].hashes), len(counts[1].hashes)))
+
+    for batch in read_batches(ratings):
+        values.append(Values.of(batch.rating))
+        for parts, new in zip(sides, _count_batch(batch, settings), strict=True):
+            _add(parts, new)
+        if sum(len(part.hashes) for parts in sides for part in parts) > IDS_AT_ONCE:
+            write()
+    if sides[0]:
+        write()
+    return Counted(sum(values[1:], values[0]), files)
 
 
-def _count_batch(batch: Batch, settings: Settings) -> Counts:
+def _count_batch(batch: Batch, settings: Settings) -> Sides:
     user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
     is_train = settings.is_train(user_hashes, item_hashes)
-    sample = np.unique(batch.rating[:: max(1, len(batch.rating) // 1024)])
-    distinct = np.unique(batch.rating) if len(sample) <= MAX_CODES else sample
-    return Counts(
+    return Sides(
         IdCounts.of(batch.user, user_hashes, is_train, settings.user_salt),
         IdCounts.of(batch.item, item_hashes, is_train, settings.item_salt),
-        _codes(distinct),
-        (float(batch.rating.min()), float(batch.rating.max())),
-        len(batch.rating),
     )
 
 
-def _merge_counts(*parts: Counts) -> Counts:
-    lows, highs = zip(*[part.rating_range for part in parts], strict=True)
-    every_code = all(len(part.distinct) for part in parts)
-    return Counts(
-        IdCounts.merge([part.users for part in parts]),
-        IdCounts.merge([part.items for part in parts]),
-        _codes(np.unique(np.concatenate([part.distinct for part in parts])) if every_code else parts[0].distinct[:0]),
-        (min(lows), max(highs)),
-        sum(part.n_ratings for part in parts),
-    )
+def _add(parts: list[IdCounts], new: IdCounts) -> None:
+    """Add counts to parts of which each is at least twice as long as the next: every id is merged few times."""
+    parts.append(new)
+    while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
+        parts[-2:] = [IdCounts.merge(parts[-2:])]
 
 
-def _codes(distinct: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return distinct if len(distinct) <= MAX_CODES else distinct[:0]
+def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
+    columns = {"hash": counts.hashes, "count": counts.counts.astype(np.uint32)}
+    batch = pa.record_batch(columns if counts.ids is None else {**columns, "id": counts.ids})
+    edges = np.arange(n_buckets, dtype=np.uint64) << np.uint64(65 - n_buckets.bit_length())
+    bounds = np.append(np.searchsorted(counts.hashes, edges), len(batch)).tolist()
+    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), batch.schema) as out:
+        for begin, end in itertools.pairwise(bounds):
+            out.write_batch(batch.slice(begin, end - begin))
+
+
+def merge_counts(engine: Engine, folder: Folder, counted: Sequence[Counted]) -> Sides:
+    """Return the counts of all spans together: 16 bytes for each id, and the ids if they are strings."""
+    n_buckets, token = _n_buckets(len(counted)), new_token()
+    tasks: dict[Key, Any] = {}
+    groups: list[list[Key]] = []
+    for n, side in enumerate(SIDES):
+        n_counts = sum(file[n] for span in counted for file in span.files)
+        n_groups = min(n_buckets, -(-n_counts // MERGED_AT_ONCE))
+        edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
+        names = [_file(span, number, side) for span, found in enumerate(counted) for number in range(len(found.files))]
+        groups.append([(f"merge-{side}-{token}", group) for group in range(n_groups)])
+        for key, begin, end in zip(groups[-1], edges[:-1], edges[1:], strict=True):
+            tasks[key] = Task(key, _merge_buckets, folder, names, begin, end)
+    keys = [key for group in groups for key in group]
+    found = dict(zip(keys, run_through_losses(engine, Graph(tasks), keys), strict=True))
+    return Sides(*(IdCounts.joined([found.pop(key) for key in group]) for group in groups))
+
+
+def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> IdCounts:
+    return IdCounts.merge([_read(folder, name, begin, end) for name in names])
+
+
+def _read(folder: Folder, name: str, begin: int, end: int) -> IdCounts:
+    with opened(folder.fs, folder.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
+        table = pa.Table.from_batches([reader.get_batch(n) for n in range(begin, end)]).combine_chunks()
+    ids = table["id"].combine_chunks() if "id" in table.column_names else None
+    return IdCounts(table["hash"].to_numpy(), table["count"].to_numpy().astype(np.int64), ids)
+
+
+def _file(span: int, number: int, side: str) -> str:
+    return f"{COUNTS}/{span:05d}-{number}-{side}.arrow"

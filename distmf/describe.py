@@ -66,7 +66,6 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "holdout": blocks.settings["holdout"],
         "duplicates": blocks.settings["duplicates"],
     }
-    codes = f"codes for {len(blocks.layout.table)} distinct values" if blocks.layout.table else "float32"
     repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
     tile_rows, tile_cols = blocks.layout.tile_shape
     lines = {
@@ -79,7 +78,7 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "grid": f"{blocks.shape.rows} × {blocks.shape.cols} blocks, in tiles of {tile_rows} × {tile_cols}",
         "per block": f"{per_block.min():,} ratings at least, {np.median(per_block):,.0f} in the median, "
         f"{per_block.max():,} at most",
-        "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {codes}",
+        "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {blocks.layout.encoding}",
         "seed": str(blocks.settings["seed"]),
     }
     return found, _in_words(f"Blocks in {blocks.path}", lines)

@@ -144,7 +144,7 @@ def first_state(training: Training) -> State:
     std = FIRST_FACTORS_STD if blocks.moments.std else 0.0  # nothing can be learned from ratings that are all the same
 
     def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
-        parts = np.split(blocks.ids(name)["count"].to_numpy(), cuts[1:-1])
+        parts = np.split(blocks.counts(name), cuts[1:-1])
         seeds = [(training.seed, int(name == "item"), n) for n in range(len(parts))]
         unrated = [np.flatnonzero(part == 0) for part in parts]
         return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated))

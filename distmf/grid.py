@@ -15,6 +15,7 @@ LANES = 16
 MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about 900 tasks a second
 RATINGS_PER_BLOCK = 500_000  # below this, the cost of a task shows beside its work
 RATINGS_PER_TILE = 512  # above this, a tile's rows are reused while they are in the cache
+LEAST_PER_TILE = 32  # below this, the table of tiles and the way from tile to tile cost too much
 BYTES_PER_RATING = 8  # two offsets within a tile and a float32, at their widest in a dense enough matrix
 
 
@@ -110,16 +111,19 @@ def cut(counts: npt.NDArray[np.int64], n_blocks: int) -> npt.NDArray[np.int64]:
 
 
 def tile_shape(n_users: int, n_items: int, n_ratings: int) -> tuple[int, int]:
-    """Return rows and columns of a tile: 256 × 256, or larger powers of two where ratings are sparse.
+    """Return rows and columns of a tile: 256 × 256, or wider, and last higher, powers of two where ratings are sparse.
 
     A tile's rows of P and Q are reused while they lie in the cache if the tile is small, and only if it holds enough
-    ratings; where both cannot be had, enough ratings come first.
+    ratings. Where both cannot be had, the rows of P stay small enough for the cache, as all tiles of a row of tiles are
+    visited one after the other; and an offset of one byte is enough for them.
     """
     density = n_ratings / (n_users * n_items)
-    side = 256
-    while side < 65_536 and density * side * side < RATINGS_PER_TILE and side < max(n_users, n_items):
-        side *= 2
-    return side, side
+    height = width = 256
+    while width < 65_536 and density * height * width < RATINGS_PER_TILE and width < n_items:
+        width *= 2
+    while height < 65_536 and density * height * width < LEAST_PER_TILE and height < n_users:
+        height *= 2
+    return height, width
 
 
 def offset_dtype(side: int) -> np.dtype[Any]:

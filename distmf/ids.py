@@ -7,12 +7,13 @@ strings that hash alike are found when the ids are counted.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from distmf.errors import RatingsError
 
@@ -63,11 +64,22 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
     uint64, shape (n,)
     """
     if pa.types.is_integer(ids.type):
-        numbers: Hashes = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
-        return mix(numbers ^ salt)
+        numbers: Hashes = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
+        return np.asarray(_hash_integers(numbers, salt))
     _, offsets, data = ids.buffers()
     offsets = np.frombuffer(offsets, dtype=np.int64, count=len(ids) + 1, offset=8 * ids.offset)
     return np.asarray(_hash_strings(offsets, np.frombuffer(data or b"", dtype=np.uint8), salt))
+
+
+@nb.njit(nogil=True)
+def _hash_integers(numbers, salt):
+    hashes = np.empty(len(numbers), dtype=np.uint64)
+    for n in range(len(hashes)):
+        x = numbers[n] ^ salt
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        hashes[n] = x ^ (x >> np.uint64(31))
+    return hashes
 
 
 @nb.njit(nogil=True)
@@ -98,26 +110,32 @@ class IdCounts(NamedTuple):
     counts : int64, shape (n,)
         Ratings to train on; 0 for an id that is only held out.
     ids : pa.Array or None, shape (n,)
-        The ids, if they cannot be computed from the hashes.
+        The ids, if they are strings; integers can be computed from the hashes.
     """
 
     hashes: Hashes
     counts: Numbers
     ids: pa.Array | None
 
+    def raw_ids(self, id_type: pa.DataType, salt: np.uint64, begin: int = 0, end: int | None = None) -> pa.Array:
+        """Return the ids, or some of them, of a type; `salt` is that of the hashes."""
+        if self.ids is not None:
+            return self.ids[begin:end]
+        numbers = (unmix(self.hashes[begin:end]) ^ salt).view(np.int64)
+        return pa.array(numbers.astype(id_type.to_pandas_dtype()))
+
     @classmethod
     def of(cls, ids: pa.Array, hashes: Hashes, is_train: npt.NDArray[np.bool_], salt: np.uint64) -> Self:
-        """Count the ids of one batch, given their hashes under `salt`."""
+        """Count the ids of one batch, given their hashes under `salt`, which end up in another order."""
         distinct, counts = _tally(hashes, is_train)
-        order = np.argsort(distinct)
         if pa.types.is_integer(ids.type):
-            return cls(distinct[order], counts[order], None)
+            return cls(distinct, counts, None)
         names = ids.unique()
         name_hashes = hash_ids(names, salt)
         name_order = np.argsort(name_hashes)
         names = names.take(pa.array(name_order))
         _refuse_collisions(name_hashes[name_order], names)
-        return cls(distinct[order], counts[order], names)
+        return cls(distinct, counts, names)
 
     @classmethod
     def of_range(cls, ids: Numbers, n: int, salt: np.uint64) -> Self:
@@ -142,43 +160,85 @@ class IdCounts(NamedTuple):
             ids = ids.filter(pa.array(is_first))
         return cls(hashes[is_first], counts, ids)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the counts of parts of which each has higher hashes than those before."""
+        ids = None if parts[0].ids is None else pa.concat_arrays([part.ids for part in parts])
+        hashes, counts = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+        return cls(hashes, counts, ids)
 
-@nb.njit(nogil=True)
-def _tally(hashes, is_train):
-    """Return the distinct hashes, in no order, and the ratings to train on of each: a hash table, linear probing."""
-    bits, n = 12, 0
-    slots, counts = np.zeros(1 << bits, dtype=np.uint64), np.full(1 << bits, -1, dtype=np.int64)
-    for t in range(len(hashes)):
-        slot = hashes[t] >> np.uint64(64 - bits)
-        while counts[slot] >= 0 and slots[slot] != hashes[t]:
-            slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
-        if counts[slot] < 0:
-            slots[slot], counts[slot] = hashes[t], 0
-            n += 1
-        counts[slot] += is_train[t]
-        if 2 * n > len(slots):
-            old_slots, old_counts = slots, counts
-            bits += 2
-            slots, counts = np.zeros(1 << bits, dtype=np.uint64), np.full(1 << bits, -1, dtype=np.int64)
-            for old in range(len(old_slots)):
-                if old_counts[old] >= 0:
-                    slot = old_slots[old] >> np.uint64(64 - bits)
-                    while counts[slot] >= 0:
-                        slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
-                    slots[slot], counts[slot] = old_slots[old], old_counts[old]
-    used = counts >= 0
-    return slots[used], counts[used]
+
+def _tally(hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> tuple[Hashes, Numbers]:
+    """Sort hashes; return the distinct ones, ascending, and the ratings to train on of each."""
+    trained = None if is_train.all() else hashes[is_train]
+    hashes.sort()
+    ends = np.append(np.flatnonzero(hashes[1:] != hashes[:-1]), len(hashes) - 1)[: len(hashes)] + 1
+    distinct, counts = hashes[ends - 1], np.diff(ends, prepend=0)
+    if trained is not None:
+        some, n_some = _tally(trained, np.ones(len(trained), dtype=np.bool_))
+        counts[:] = 0
+        counts[np.searchsorted(distinct, some)] = n_some
+    return distinct, counts
 
 
 def _refuse_collisions(hashes: Hashes, ids: pa.Array) -> None:
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
-    if len(same):
-        left, right = ids.take(pa.array(same)), ids.take(pa.array(same + 1))
-        for a, b in zip(left, right, strict=True):
-            if a != b:
-                raise RatingsError(
-                    f"the ids {a.as_py()!r} and {b.as_py()!r} have the same 64-bit hash; choose another seed"
-                )
+    left, right = ids.take(pa.array(same)), ids.take(pa.array(same + 1))
+    differ = np.flatnonzero(pc.not_equal(left, right).to_numpy(zero_copy_only=False))
+    if len(differ):
+        a, b = (side[int(differ[0])].as_py() for side in (left, right))
+        raise RatingsError(f"the ids {a!r} and {b!r} have the same 64-bit hash; choose another seed")
+
+
+class Numbering:
+    """Hashes -> their positions among all hashes in ascending order.
+
+    It takes 8 bytes an id, and 2 to 4 more (twice that for over 2³² ids) to begin the search at the right place.
+
+    Parameters
+    ----------
+    hashes : uint64, shape (n,)
+        Strictly ascending.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = hashes
+        self._bits = max(1, len(hashes).bit_length() - 1)
+        dtype = np.uint32 if len(hashes) < 2**32 else np.int64
+        buckets = np.arange(2**self._bits, dtype=np.uint64) << np.uint64(64 - self._bits)
+        self._starts = np.append(np.searchsorted(hashes, buckets), len(hashes)).astype(dtype)
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def table(self) -> tuple[Hashes, npt.NDArray[Any], np.uint64]:
+        """What `position` takes."""
+        return self.hashes, self._starts, np.uint64(64 - self._bits)
+
+    def find(self, hashes: Hashes) -> Numbers:
+        """Return the position of each hash, -1 for those that are not there; int64, shape (len(hashes),)."""
+        return np.asarray(_find(self.table, hashes))
+
+
+@nb.njit(nogil=True)
+def position(table, hash_):
+    """Return where a hash stands among those of a `Numbering`, or the number of all if nowhere; for compiled code."""
+    hashes, starts, shift = table
+    bucket = hash_ >> shift
+    place, end = np.uint64(starts[bucket]), np.uint64(starts[bucket + np.uint64(1)])
+    while place < end and hashes[place] < hash_:
+        place += np.uint64(1)
+    return place if place < end and hashes[place] == hash_ else np.uint64(len(hashes))
+
+
+@nb.njit(nogil=True)
+def _find(table, hashes):
+    found = np.empty(len(hashes), dtype=np.int64)
+    for t in range(len(hashes)):
+        place = position(table, hashes[t])
+        found[t] = np.int64(place) if place < np.uint64(len(table[0])) else -1
+    return found
 
 
 class IdMap:
@@ -196,17 +256,7 @@ class IdMap:
         self.ids, self.salt = ids, salt
         hashes = hash_ids(ids, salt)
         self._order = None if np.all(hashes[1:] > hashes[:-1]) else np.argsort(hashes)
-        self._hashes = hashes if self._order is None else hashes[self._order]
-        bits = max(1, len(ids)).bit_length()
-        self._starts = np.searchsorted(self._hashes >> np.uint64(64 - bits), np.arange(2**bits + 1, dtype=np.uint64))
-
-    @classmethod
-    def of_counts(cls, counts: IdCounts, id_type: pa.DataType, salt: np.uint64) -> Self:
-        """Return the numbering of the ids that were counted."""
-        if counts.ids is not None:
-            return cls(counts.ids, salt)
-        numbers = (unmix(counts.hashes) ^ salt).view(np.int64)
-        return cls(pa.array(numbers.astype(id_type.to_pandas_dtype())), salt)
+        self._numbering = Numbering(hashes if self._order is None else hashes[self._order])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -215,32 +265,9 @@ class IdMap:
         """Return the position in `self.ids` of each id, -1 for ids that are not there; int64, shape (len(ids),)."""
         if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
             return np.full(len(ids), -1, dtype=np.int64)
-        numbers = self.numbers_of_hashes(hash_ids(ids, self.salt))
+        found = self._numbering.find(hash_ids(ids, self.salt))
+        numbers = found if self._order is None else np.where(found < 0, -1, self._order[found])
         if pa.types.is_uint64(ids.type) != pa.types.is_uint64(self.ids.type):
             # As 64 bits, a negative number and one above 2**63 look the same; neither is an id of the other type.
             numbers[ids.to_numpy(zero_copy_only=False).astype(np.int64) < 0] = -1
         return numbers
-
-    def numbers_of_hashes(self, hashes: Hashes) -> Numbers:
-        """Return the same, given the hashes of the ids."""
-        found = _search(self._hashes, self._starts, hashes)
-        return found if self._order is None else np.where(found < 0, -1, self._order[found])
-
-
-@nb.njit(nogil=True)
-def _search(ascending, starts, hashes):
-    """Return where each hash stands in `ascending`, -1 if nowhere; `starts` gives the first by its leading bits."""
-    shift = np.uint64(64)
-    buckets = len(starts) - 1
-    while buckets > 1:
-        buckets >>= 1
-        shift -= np.uint64(1)
-    found = np.empty(len(hashes), dtype=np.int64)
-    for t in range(len(hashes)):
-        bucket = hashes[t] >> shift
-        position = starts[bucket]
-        while position < starts[bucket + np.uint64(1)] and ascending[position] < hashes[t]:
-            position += 1
-        is_there = position < len(ascending) and ascending[position] == hashes[t]
-        found[t] = position if is_there else -1
-    return found

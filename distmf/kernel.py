@@ -21,9 +21,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
+from distmf.encoding import Encoding
 
 LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
 MAX_RANK = 512
+PREFETCHED_BYTES = 6 << 10  # of rows asked for ahead of time: they must stay in the L1 cache until they are needed
 _FLAGS = ("reassoc", "contract")
 
 Factors = npt.NDArray[np.float32]
@@ -39,9 +41,9 @@ class Ratings(NamedTuple):
     rows, cols : uint8 or uint16, shape (n,)
         Row and column within the tile.
     values : uint8, uint16 or float32, shape (n,)
-        Codes into `table`, or the ratings themselves.
-    table : float32, shape (n_codes,)
-        The distinct ratings, or empty if `values` holds ratings.
+        The ratings, in `encoding`.
+    encoding : Encoding
+        What the values stand for.
     tile_shape : tuple of int
         Rows and columns of a tile.
     n_tile_cols : int
@@ -52,7 +54,7 @@ class Ratings(NamedTuple):
     rows: npt.NDArray[np.unsignedinteger[Any]]
     cols: npt.NDArray[np.unsignedinteger[Any]]
     values: npt.NDArray[Any]
-    table: npt.NDArray[np.float32]
+    encoding: Encoding
     tile_shape: tuple[int, int]
     n_tile_cols: int
 
@@ -167,13 +169,16 @@ def _pass(
     training: bool,
 ) -> float:
     """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
-    run = _compiled(rows.factors.shape[1], len(ratings.table) > 0, training=training)
+    encoding = ratings.encoding
+    run = _compiled(rows.factors.shape[1], len(encoding.table) > 0, training=training)
     addresses = np.uintp(rows.factors.ctypes.data), np.uintp(cols.factors.ctypes.data)
     assert addresses[0] % 64 == addresses[1] % 64 == 0
-    table = ((ratings.table.astype(np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
+    table = ((np.array(encoding.table, dtype=np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
     arrays = [_read_only(array) for array in (*ratings[:4], table)]
+    unit = encoding.step or 1.0  # of the values, if they are no codes
+    mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
-        numbers = np.array([hyper.mean, 1 / hyper.scale, step_size, hyper.reg, hyper.bias_reg]).astype(np.float32)
+        numbers = np.array([mean, inverse_scale, step_size, hyper.reg, hyper.bias_reg]).astype(np.float32)
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     return run(*arrays, tiles, *addresses, rows.biases, cols.biases, *numbers, np.uint64(seed))
 
@@ -194,8 +199,17 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 @functools.lru_cache
 def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., float]:
     """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
-    step, prefetch = _step(n_floats, training=training), _prefetch(n_floats)
-    row_bytes = np.uint64(4 * n_floats)
+    step, prefetch_row, prefetch_bias = _step(n_floats, training=training), _prefetch(n_floats), _prefetch(1)
+    row_bytes, bias_bytes = np.uint64(4 * n_floats), np.uint64(4)
+    distance = np.uint64(max(2, min(16, PREFETCHED_BYTES // (8 * n_floats))))
+
+    @nb.njit(nogil=True)
+    def ask_for(addresses, u, i):
+        P, Q, b_u, b_i = addresses
+        prefetch_row(P + u * row_bytes)
+        prefetch_row(Q + i * row_bytes)
+        prefetch_bias(b_u + u * bias_bytes)
+        prefetch_bias(b_i + i * bias_bytes)
 
     @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
     def run(
@@ -204,6 +218,7 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
         n_tile_cols = np.uint64(tiles.n_cols)
         n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
         decay, bias_decay = np.float32(1) - step_size * reg, np.float32(1) - step_size * bias_reg
+        addresses = P, Q, np.uint64(b_u.ctypes.data), np.uint64(b_i.ctypes.data)
         squared = 0.0
         centred = np.empty(_longest(offsets), dtype=np.float32)
         draw = _mix(seed)
@@ -219,14 +234,19 @@ def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., fl
                 stride, position = _visits(n, draw)
                 for k in range(n):  # for a tile at once this takes vectors; rating by rating it costs 8 % of the speed
                     value = values[begin + k]
-                    centred[k] = table[value] if coded else (value - mean) * inverse_scale
+                    centred[k] = table[value] if coded else (np.float32(value) - mean) * inverse_scale
+                ahead = position
+                for _ in range(min(n, distance)):
+                    t = begin + ahead
+                    ask_for(addresses, first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t]))
+                    ahead = _advance(ahead, stride, n)
                 for _ in range(n):
+                    t = begin + ahead
+                    ask_for(addresses, first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t]))
+                    ahead = _advance(ahead, stride, n)
                     k = position
                     t = begin + k
                     position = _advance(position, stride, n)
-                    ahead = begin + position
-                    prefetch(P + (first_row + np.uint64(rows[ahead])) * row_bytes)
-                    prefetch(Q + (first_col + np.uint64(cols[ahead])) * row_bytes)
                     u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
                     bias_u, bias_i = b_u[u], b_i[i]
                     residual = centred[k] - bias_u - bias_i
@@ -275,7 +295,7 @@ def _prefetch(n_floats: int) -> Any:
             )
             # For reading, into the nearest cache, data and not instructions.
             hints = [ir.Constant(int32, hint) for hint in (0, 3, 1)]
-            for line in range(n_floats // LANES):
+            for line in range(-(-n_floats // LANES)):
                 place = builder.add(arguments[0], ir.Constant(int64, 4 * LANES * line))
                 builder.call(function, [builder.inttoptr(place, pointer), *hints])
 

@@ -1,90 +1,126 @@
 """The second half of the second pass over ratings: every row block is put together from its stretches of all runs."""
 
-import logging
+import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from dask._task_spec import Task
-from dask.typing import Key
+from dask._task_spec import DataNode, TaskRef
 
-from distmf.blocks import BlockEntry, Layout, row_file, save_manifest
-from distmf.counting import Counts, Settings
-from distmf.engine import Engine, Graph, new_token, run_through_losses
-from distmf.errors import RatingsError
+from distmf.blocks import BlockEntry, Layout, Moments, row_file
+from distmf.counting import Settings
+from distmf.engine import Engine, new_token
 from distmf.grid import BlockKey
-from distmf.progress import progress_of_tasks
-from distmf.scattering import Ids, Run
+from distmf.jobs import run_stage
+from distmf.records import Format, Records, split_records
 from distmf.store import Folder
-from distmf.tiles import record_dtype, sort_part
+from distmf.tiles import sort_part
 
-logger = logging.getLogger(__name__)
+RECORDS_AT_ONCE = 1 << 24  # read of a row block, if its blocks are not larger
 
 
 class RowBlock(NamedTuple):
-    """The blocks of one row block, written."""
+    """The blocks of one row block, written.
 
-    entries: dict[BlockKey, BlockEntry]
+    Attributes
+    ----------
+    entries : list of BlockEntry
+        By column block.
+    n_duplicates : int
+        Ratings that repeat a pair.
+    duplicate : tuple of int or None
+        Row and column number of such a pair.
+    """
+
+    entries: list[BlockEntry]
     n_duplicates: int
     duplicate: tuple[int, int] | None
 
+    @classmethod
+    def of_json(cls, found: list[Any]) -> "RowBlock":
+        """Return what `run_stage` returns for one."""
+        entries, n_duplicates, duplicate = found
+        entries = [BlockEntry._make([*entry[:-1], Moments(*entry[-1])]) for entry in entries]
+        return cls(entries, n_duplicates, duplicate and tuple(duplicate))
+
 
 def merge_runs(
-    engine: Engine, folder: Folder, settings: Settings, layout: Layout, counts: Counts, runs: list[Run], ids: Ids
-) -> None:
-    """Put the row blocks together, sorted by tile, row, column and rating, and write the manifest.
+    engine: Engine, folder: Folder, settings: Settings, layout: Layout, runs: Sequence[tuple[str, int]], n_ratings: int
+) -> list[RowBlock]:
+    """Put the row blocks together, sorted by tile, row, column and rating.
 
-    Raises
-    ------
-    RatingsError
-        If ratings repeat a pair of user and item and the settings do not allow it.
+    Parameters
+    ----------
+    engine, folder, settings, layout
+        As everywhere.
+    runs : sequence of tuple
+        File of each run, and where it begins there.
+    n_ratings : int
+        In all, for the progress.
     """
-    merge = f"merge-{new_token()}"
-    tasks: dict[Key, Any] = {}
-    per_row = 2 * layout.shape.cols
-    for row in range(layout.shape.rows):
-        stretches = [run._replace(sections=run.sections[row * per_row : (row + 1) * per_row + 1]) for run in runs]
-        tasks[merge, row] = Task((merge, row), _merge_row_block, row, stretches, layout, settings, folder)
-    share = counts.n_ratings // layout.shape.rows
-    on_done = progress_of_tasks(logger, "merging", merge, [share] * layout.shape.rows)
-    merged: list[RowBlock] = run_through_losses(engine, Graph(tasks), list(tasks), on_done)
-    folder.remove("runs")
-    n_duplicates = sum(part.n_duplicates for part in merged)
-    if n_duplicates and settings.duplicates == "error":
-        row, col = next(part.duplicate for part in merged if part.duplicate)
-        raise RatingsError(
-            f"{n_duplicates:,} ratings repeat a (user, item) pair, for example user {ids.users.ids[row].as_py()!r} and "
-            f"item {ids.items.ids[col].as_py()!r}; remove them, or take duplicates='keep' or 'mean' (--duplicates)"
-        )
-    entries = {key: entry for part in merged for key, entry in part.entries.items()}
-    found = {**settings._asdict(), "n_duplicates": n_duplicates}
-    save_manifest(folder, layout, entries, counts.rating_range, found)
+    shared = f"runs-{new_token()}"
+    calls = [(_merge_row_block, row, TaskRef(shared), layout, settings, folder) for row in range(layout.shape.rows)]
+    sizes = [n_ratings // layout.shape.rows] * layout.shape.rows
+    found = run_stage(engine, folder, "merging", calls, sizes, {shared: DataNode(shared, runs)})
+    return [RowBlock.of_json(row_block) for row_block in found]
 
 
-def _merge_row_block(row: int, runs: Sequence[Run], layout: Layout, settings: Settings, folder: Folder) -> RowBlock:
-    record, n_cols = record_dtype(layout), layout.shape.cols
-    stretches: list[list[npt.NDArray[Any]]] = [[] for _ in range(2 * n_cols)]
-    for run in runs:
-        bounds = run.sections
-        start, length = (int(n) * record.itemsize for n in (bounds[0], bounds[-1] - bounds[0]))
-        data = np.frombuffer(folder.read(run.name, run.offset + start, length), dtype=record)
-        for stretch, begin, end in zip(stretches, bounds - bounds[0], bounds[1:] - bounds[0], strict=False):
-            stretch.append(data[begin:end])
-    entries, n_duplicates, duplicate, offset = {}, 0, None, 0
+def _merge_row_block(
+    row: int, runs: Sequence[tuple[str, int]], layout: Layout, settings: Settings, folder: Folder
+) -> RowBlock:
+    bounds = np.array([_bounds(folder, name, offset, row, layout) for name, offset in runs], dtype=np.int64)
+    entries: list[BlockEntry] = []
+    n_duplicates, duplicate, offset = 0, None, 0
     with folder.create(row_file(row)) as file:
-        for col in range(n_cols):
-            key = BlockKey(row, col)
-            train, held_out = (
-                sort_part(np.concatenate(stretches[2 * col + n]), key, layout, settings.duplicates) for n in range(2)
-            )
-            block = train.data + held_out.data
-            file.write(block)
-            entries[key] = BlockEntry(
-                offset, len(block), zlib.crc32(block), train.moments.n, held_out.moments.n, train.moments
-            )
-            offset += len(block)
-            n_duplicates += train.n_duplicates + held_out.n_duplicates
-            duplicate = duplicate or train.duplicate or held_out.duplicate
+        for begin, end in _groups(bounds):
+            stretches = [
+                _records(folder, name, at, layout, stretch)
+                for (name, at), stretch in zip(runs, bounds[:, begin : end + 1], strict=True)
+            ]
+            for section in range(begin, end, 2):
+                key = BlockKey(row, section // 2)
+                parts = []
+                for n in (section, section + 1):
+                    records = np.concatenate([stretch[n - begin] for stretch in stretches])
+                    parts.append(sort_part(*split_records(records, layout), key, layout, settings.duplicates))
+                train, held_out = parts
+                block = train.data + held_out.data
+                file.write(block)
+                entries.append(
+                    BlockEntry(
+                        offset, len(block), zlib.crc32(block), train.moments.n, held_out.moments.n, train.moments
+                    )
+                )
+                offset += len(block)
+                n_duplicates += train.n_duplicates + held_out.n_duplicates
+                duplicate = duplicate or train.duplicate or held_out.duplicate
     return RowBlock(entries, n_duplicates, duplicate)
+
+
+def _groups(bounds: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield ranges of sections, of whole blocks, that are read at once: as many as fit, but at least one block."""
+    ends = (bounds[:, 2::2] - bounds[:, :1]).sum(axis=0)  # ratings up to the end of each block
+    begin = 0
+    for col in range(1, len(ends) + 1):
+        if col == len(ends) or ends[col] - (ends[begin - 1] if begin else 0) > RECORDS_AT_ONCE:
+            yield 2 * begin, 2 * col
+            begin = col
+
+
+def _bounds(folder: Folder, name: str, offset: int, row: int, layout: Layout) -> npt.NDArray[np.uint32]:
+    """Return where the sections of a row block begin in a run, and where they end, in records."""
+    n_sections, itemsize = 2 * layout.shape.cols, np.dtype(np.uint32).itemsize
+    data = folder.read(name, offset + row * n_sections * itemsize, (n_sections + 1) * itemsize)
+    return np.frombuffer(data, dtype=np.uint32)
+
+
+def _records(folder: Folder, name: str, offset: int, layout: Layout, bounds: npt.NDArray[np.int64]) -> list[Records]:
+    """Return the records of each of some consecutive sections of a run."""
+    record, shape = Format.of(layout).dtype, layout.shape
+    begin = offset + (2 * shape.rows * shape.cols + 1) * np.dtype(np.uint32).itemsize
+    first, last = int(bounds[0]), int(bounds[-1])
+    data = folder.read(name, begin + first * record.itemsize, (last - first) * record.itemsize)
+    records = np.frombuffer(data, dtype=record)
+    return [records[n:m] for n, m in itertools.pairwise((bounds - first).tolist())]

@@ -28,6 +28,7 @@ from distmf.store import Folder, Kind
 KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE = 1 << 24
+ROWS_AT_ONCE = 1 << 18  # written
 
 Float32 = npt.NDArray[np.float32]
 
@@ -221,8 +222,9 @@ class Model(NamedTuple):
 
     def save(self, folder: Folder, settings: dict[str, Any]) -> None:
         """Write the model into an empty folder."""
-        folder.write_table("users.parquet", self.users.table())
-        folder.write_table("items.parquet", self.items.table())
+        for name, side in zip(KIND.tables, (self.users, self.items), strict=True):
+            table = side.table()
+            folder.write_table(name, table.schema, table.to_batches(ROWS_AT_ONCE))
         content = {
             "distmf": version("distmf"),
             "hyperparameters": settings,

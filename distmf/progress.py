@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -37,12 +37,11 @@ class Progress:
             self._logger.info("%s: %.0f %% of %s ratings, %.0f s left", self._verb, share, f"{self._total:,}", left)
 
 
-def progress_of_tasks(logger: logging.Logger, verb: str, name: str, sizes: Sequence[int]) -> Callable[[Any, Any], None]:
-    """Return a callback that counts the ratings of tasks as they end; these are keyed (name, position in sizes)."""
-    progress, left = Progress(logger, verb, sum(sizes)), dict(enumerate(sizes))
+def progress_of_tasks(logger: logging.Logger, verb: str, sizes: Mapping[int, int]) -> Callable[[Any, Any], None]:
+    """Return a callback that counts the ratings of tasks as they end; these are keyed (any name, key in sizes)."""
+    progress, left = Progress(logger, verb, sum(sizes.values())), dict(sizes)
 
     def on_done(key: Any, value: Any) -> None:
-        if key[0] == name:
-            progress.advance(left.pop(key[1], 0))  # a graph that was lost is sent again
+        progress.advance(left.pop(key[1], 0))  # a graph that was lost is sent again
 
     return on_done

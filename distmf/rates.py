@@ -17,6 +17,7 @@ from dask._task_spec import Task
 from distmf import kernel
 from distmf.blocks import BlockEntry, Blocks, Layout, Moments
 from distmf.buffers import aligned_empty
+from distmf.encoding import Encoding
 from distmf.engine import new_token
 from distmf.factors import First, frozen, thawed
 from distmf.graph import Column, Generation, State, Training, Visited, build_generation, column_of, visit
@@ -131,8 +132,8 @@ def synthetic_block(n_ratings: int, n_users: int, n_items: int, rank: int, shape
     counts = np.bincount(tile, minlength=-(-n_rows // sides[0]) * n_tile_cols)
     offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
     places = [(lines % side)[order].astype(offset_dtype(side)) for lines, side in zip((rows, cols), sides, strict=True)]
-    values, table = rng.integers(0, N_CODES, n, dtype=np.uint8), np.arange(N_CODES, dtype=np.float32)
-    return Ratings(offsets, places[0], places[1], values, table, sides, n_tile_cols), n_rows, n_cols
+    values, encoding = rng.integers(0, N_CODES, n, dtype=np.uint8), Encoding(tuple(map(float, range(N_CODES))))
+    return Ratings(offsets, places[0], places[1], values, encoding, sides, n_tile_cols), n_rows, n_cols
 
 
 def _draw(rng: np.random.Generator, n: int, n_lines: int, n_all: int, power: float) -> npt.NDArray[np.int64]:
@@ -242,7 +243,7 @@ def hollow_generation(
     pause : callable, optional
         Called instead of the kernel.
     """
-    layout = Layout(tuple(range(shape.rows + 1)), tuple(range(shape.cols + 1)), (256, 256), ())
+    layout = Layout(tuple(range(shape.rows + 1)), tuple(range(shape.cols + 1)), (256, 256), Encoding())
     entries = {BlockKey(0, 0): BlockEntry(0, 0, 0, 1, 0, Moments(1, 0.0, 0.0))}
     blocks = Blocks(Folder.at("memory://nothing"), layout, entries, (0.0, 0.0), {}, {})
     training = Training(blocks, Hyperparameters(0.0, 1.0, 0.0, 0.0), StepRule(1.0, 1.0), 1, 0)

@@ -6,10 +6,11 @@ batches from here may rely on ids without nulls, of one type, and on ratings tha
 
 import contextlib
 import difflib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +100,19 @@ class Ratings:
         """Number of ratings or pairs."""
         return sum(piece.n_rows for piece in self.pieces)
 
+    def spans(self, n_rows: int) -> list["Ratings"]:
+        """Return the ratings in parts of consecutive pieces, each of at least `n_rows` rows but for the last."""
+        ends = np.cumsum([piece.n_rows for piece in self.pieces])
+        spans = np.split(np.arange(len(ends)), np.flatnonzero(np.diff(ends // n_rows)) + 1)
+        return [replace(self, pieces=self.pieces[span[0] : span[-1] + 1]) for span in spans]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the columns and of what the file system knows of the files: it changes when one does."""
+        with explained("the files of the ratings cannot be looked up"):
+            keys = [self.fs.ukey(path) for path in dict.fromkeys(piece.path for piece in self.pieces)]
+        what = [*self.columns, *(f"{piece.path} {piece.row_group} {piece.n_rows}" for piece in self.pieces), *keys]
+        return hashlib.blake2s("\n".join(map(str, what)).encode(), digest_size=16).hexdigest()
+
 
 def open_ratings(source: str | Path, columns: Columns) -> Ratings:
     """Find the files of a source and check what can be known before they are read.
@@ -162,6 +176,31 @@ def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
     if problems:
         listed = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
         raise RatingsError(f"{where}: {listed}; remove these rows, or set what is missing")
+
+
+def read_batches(ratings: Ratings) -> Iterator[Batch]:
+    """Yield all ratings with ratings and both ids, in batches that are not small because row groups are.
+
+    Raises
+    ------
+    RatingsError
+        As `read_piece`.
+    """
+    waiting: list[Batch] = []
+    for piece in ratings.pieces:
+        for batch in read_piece(ratings, piece):
+            if waiting and sum(len(other.rating) for other in waiting) + len(batch.rating) > BATCH_ROWS:
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(batch)
+    yield _joined(waiting)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    users, items, ratings = zip(*batches, strict=True)
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(pa.concat_arrays(users), pa.concat_arrays(items), np.concatenate(ratings))
 
 
 def read_ids(source: str | Path, column: str) -> pa.Array:

@@ -1,113 +1,100 @@
-"""The first half of the second pass over ratings: every piece becomes a run, sorted by block."""
+"""The first half of the second pass over ratings: every span becomes runs, sorted by block.
 
-import logging
-from typing import Any, NamedTuple, Self
+runs/00012    the runs of a span, one after the other: where each section of records begins (uint32), the records
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from dask._task_spec import DataNode, Task, TaskRef
-from dask.typing import Key
 
 from distmf.blocks import KIND, Layout
-from distmf.counting import Counts, Settings
-from distmf.engine import Engine, Graph, new_token, run_through_losses
+from distmf.counting import Settings
+from distmf.engine import Engine, new_token
 from distmf.errors import RatingsError
-from distmf.ids import IdMap, hash_ids
-from distmf.progress import progress_of_tasks
-from distmf.ratings import Batch, Piece, Ratings, read_piece
+from distmf.ids import Numbering, hash_ids
+from distmf.jobs import run_stage
+from distmf.ratings import Batch, Ratings, read_batches
+from distmf.records import Lines, Sorter
 from distmf.store import Folder
-from distmf.tiles import record_dtype
 
-logger = logging.getLogger(__name__)
+RUNS = "runs"
 
 
-class Ids(NamedTuple):
-    """The numberings of both sides."""
+class Places(NamedTuple):
+    """Where each id's ratings go: the numbers of users and items, and the blocks that these lie in.
 
-    users: IdMap
-    items: IdMap
+    About 12 bytes for each id.
+    """
 
-    @classmethod
-    def of_counts(cls, counts: Counts, types: tuple[pa.DataType, pa.DataType], settings: Settings) -> Self:
-        """Return the numberings of the ids that were counted, of these types."""
-        return cls(
-            IdMap.of_counts(counts.users, types[0], settings.user_salt),
-            IdMap.of_counts(counts.items, types[1], settings.item_salt),
-        )
+    users: Numbering
+    items: Numbering
+    rows: Lines
+    cols: Lines
 
     @classmethod
-    def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings) -> Self:
-        """Return the numberings that were written to a folder."""
-        users, items = (folder.read_table(name, checksums[name])["id"].combine_chunks() for name in KIND.tables)
-        return cls(IdMap(users, settings.user_salt), IdMap(items, settings.item_salt))
+    def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings, layout: Layout) -> Self:
+        """Return the places that the ids in a folder have in a layout."""
 
+        def numbering(name: str, salt: np.uint64) -> Numbering:
+            ids = folder.read_table(name, checksums[name], ["id"])["id"]
+            return Numbering(np.concatenate([hash_ids(chunk, salt) for chunk in ids.chunks]))
 
-class Run(NamedTuple):
-    """Where the ratings of one batch lie in a file, sorted by block and part; or a stretch of them."""
-
-    name: str
-    offset: int
-    sections: npt.NDArray[np.int64]
+        users, items = map(numbering, KIND.tables, (settings.user_salt, settings.item_salt))
+        return cls(users, items, Lines.of(layout.row_cuts), Lines.of(layout.col_cuts))
 
 
 def scatter_ratings(
-    engine: Engine, ratings: Ratings, settings: Settings, layout: Layout, ids: Ids, folder: Folder
-) -> list[Run]:
-    """Write every piece as runs that are sorted by block, and return these, by piece.
+    engine: Engine, spans: Sequence[Ratings], settings: Settings, layout: Layout, folder: Folder
+) -> list[tuple[str, int]]:
+    """Write every span as runs that are sorted by block; return the file of each run, and where it begins there.
 
     Raises
     ------
     RatingsError
         If an id comes up that was not counted.
     """
-    token = new_token()
-    scatter, read_ids = f"scatter-{token}", f"ids-{token}"
-    # What other processes need of the ids they read themselves: a graph is no place for it.
-    there = Task(read_ids, Ids.read, folder, folder.checksums(KIND.tables), settings)
-    tasks: dict[Key, Any] = {read_ids: DataNode(read_ids, ids) if engine.shares_memory else there}
-    keys: list[Key] = [(scatter, n) for n in range(len(ratings.pieces))]
-    for key, piece in zip(keys, ratings.pieces, strict=True):
-        name = f"runs/{len(tasks) - 1:06d}"
-        tasks[key] = Task(key, _scatter_piece, ratings, piece, settings, layout, TaskRef(read_ids), folder, name)
-    on_done = progress_of_tasks(logger, "scattering", scatter, [piece.n_rows for piece in ratings.pieces])
-    return [run for runs in run_through_losses(engine, Graph(tasks), keys, on_done) for run in runs]
+    read = f"places-{new_token()}"
+    args = folder, folder.checksums(KIND.tables), settings, layout
+    # What other processes need they read themselves: a graph is no place for it.
+    places = DataNode(read, Places.read(*args)) if engine.shares_memory else Task(read, Places.read, *args)
+    calls = [(_scatter_span, span, settings, layout, TaskRef(read), folder, _file(n)) for n, span in enumerate(spans)]
+    found = run_stage(engine, folder, "scattering", calls, [span.n_rows for span in spans], {read: places})
+    return [(_file(n), offset) for n, offsets in enumerate(found) for offset in offsets]
 
 
-def _scatter_piece(
-    ratings: Ratings, piece: Piece, settings: Settings, layout: Layout, ids: Ids, folder: Folder, name: str
-) -> list[Run]:
-    """Write the ratings of one piece as runs, one for each batch, into one file."""
-    offset, runs = 0, []
+def _scatter_span(
+    ratings: Ratings, settings: Settings, layout: Layout, places: Places, folder: Folder, name: str
+) -> list[int]:
+    return write_runs(read_batches(ratings), settings, layout, places, folder, name)
+
+
+def write_runs(
+    batches: Iterator[Batch], settings: Settings, layout: Layout, places: Places, folder: Folder, name: str
+) -> list[int]:
+    """Write each batch as a run, all into one file, and return where they begin."""
+    sorter = Sorter(places.users, places.items, (places.rows, places.cols), layout)
+    offset, offsets = 0, []
     with folder.create(name) as file:
-        for batch in read_piece(ratings, piece):
-            run, data = sort_into_run(batch, settings, layout, ids, name, offset)
-            file.write(data)
-            offset += data.nbytes
-            runs.append(run)
-    return runs
+        for batch in batches:
+            user_hashes, item_hashes = (
+                hash_ids(batch.user, settings.user_salt),
+                hash_ids(batch.item, settings.item_salt),
+            )
+            is_train = settings.is_train(user_hashes, item_hashes)
+            found = sorter.sort(user_hashes, item_hashes, layout.encoding.encode(batch.rating), is_train)
+            if found is None:
+                raise RatingsError(
+                    "the ratings changed while they were blocked: an id came up that was not counted; try again"
+                )
+            bounds, records = found
+            offsets.append(offset)
+            for data in bounds.astype(np.uint32), records:
+                file.write(data)
+                offset += data.nbytes
+    return offsets
 
 
-def sort_into_run(
-    batch: Batch, settings: Settings, layout: Layout, ids: Ids, name: str, offset: int
-) -> tuple[Run, npt.NDArray[Any]]:
-    """Return the ratings of a batch as a run in the file `name` from `offset` on, and what to write there."""
-    user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
-    rows, cols = ids.users.numbers_of_hashes(user_hashes), ids.items.numbers_of_hashes(item_hashes)
-    if min(rows.min(), cols.min()) < 0:
-        raise RatingsError("the ratings changed while they were blocked: an id came up that was not counted; try again")
-    row_cuts, col_cuts = np.array(layout.row_cuts), np.array(layout.col_cuts)
-    # The number of a line's block, looked up by line: narrow, so that the lookup stays in the cache.
-    row_block = np.repeat(np.arange(len(row_cuts) - 1, dtype=np.uint16), np.diff(row_cuts))[rows]
-    col_block = np.repeat(np.arange(len(col_cuts) - 1, dtype=np.uint16), np.diff(col_cuts))[cols]
-    n_sections = 2 * layout.shape.rows * layout.shape.cols
-    section = (row_block.astype(np.min_scalar_type(n_sections)) * layout.shape.cols + col_block) * 2
-    section += ~settings.is_train(user_hashes, item_hashes)
-    order = np.argsort(section, kind="stable")  # a radix sort, as the type is narrow
-    records = np.empty(len(rows), dtype=record_dtype(layout))
-    records["row"] = (rows - row_cuts[row_block])[order]
-    records["col"] = (cols - col_cuts[col_block])[order]
-    values = np.searchsorted(np.array(layout.table, dtype=np.float32), batch.rating) if layout.table else batch.rating
-    records["value"] = values[order]
-    ends = np.cumsum(np.bincount(section, minlength=n_sections))
-    return Run(name, offset, np.append(0, ends)), records
+def _file(span: int) -> str:
+    return f"{RUNS}/{span:05d}"

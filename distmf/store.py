@@ -177,18 +177,19 @@ class Folder(NamedTuple):
         with explained(f"{self} cannot be removed"):
             delete(self.fs, self.path)
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a table as Parquet."""
-        with self.create(name) as file:
-            pq.write_table(table, file, compression="zstd")
+    def write_table(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write batches of a table as Parquet, one at a time."""
+        with self.create(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
 
-    def read_table(self, name: str, checksum: int) -> pa.Table:
-        """Read a Parquet file whole, if it has this checksum."""
+    def read_table(self, name: str, checksum: int, columns: list[str] | None = None) -> pa.Table:
+        """Read a Parquet file, all of it or some columns, if it has this checksum."""
         data = self.read(name)
         if zlib.crc32(data) != checksum:
             raise StoreError(f"{self}: {name} does not match its checksum; restore it or make the folder again")
         # In this thread alone: a thread of Arrow's that holds a Python object when the interpreter ends aborts it.
-        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
 
     def checksums(self, names: Iterable[str]) -> dict[str, int]:
         """Return the checksum of each file."""
@@ -346,7 +347,7 @@ def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
         As `free_folder`.
     """
     target = free_folder(url, kind)
-    _clean_up(target)
+    clean_up(target)
     folder = target._replace(path=temporary_name(target.path))
     try:
         if not is_object_store(folder.fs):
@@ -354,17 +355,22 @@ def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
                 folder.fs.makedirs(folder.path, exist_ok=True)
         yield folder
         folder.remove_temporary_files()
-        if is_local(folder.fs):
-            _rename(folder, target)
     except BaseException:
         with contextlib.suppress(StoreError):
             folder.delete()
         raise
-    if not is_local(folder.fs):
+    put_in_place(folder, target, kind)
+
+
+def put_in_place(folder: Folder, target: Folder, kind: Kind) -> None:
+    """Give a folder that is complete the name of `target`, instead of one of the same kind that may be there."""
+    if is_local(folder.fs):
+        _rename(folder, target)
+    else:
         _copy(folder, target, kind)
 
 
-def _clean_up(target: Folder) -> None:
+def clean_up(target: Folder) -> None:
     """Remove what processes that are dead left beside a folder; put back what they had moved out of the way."""
     for path in leftovers(target.fs, target.path):
         if path.endswith("-old") and not target.exists():

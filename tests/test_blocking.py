@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distmf import MatrixFactorization, block_ratings, blocks, open_blocks
+from distmf import MatrixFactorization, block_ratings, blocks, merging, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey
+from distmf.lock import driver_lock
+from distmf.store import Folder
 from distmf.threads import ThreadEngine
 from tests.helpers import files, random_ratings, write
 
@@ -30,7 +32,7 @@ def triples(found: Blocks, part: Part) -> list[Triple]:
     for key in found.entries:
         rows, cols = found.numbers(key, part)
         block = found.read(key, part)
-        values = block.table[block.values] if len(block.table) else block.values
+        values = block.encoding.decode(block.values)
         ratings += [
             (users[row], items[col], value) for row, col, value in zip(rows, cols, values.tolist(), strict=True)
         ]
@@ -55,7 +57,7 @@ def test_block_ratings__holds_just_the_ratings(tmp_path: Path, grid: tuple[int, 
     assert found.moments.mean == pytest.approx(np.mean([rating for *_, rating in train]), rel=1e-12)
     assert found.moments.std == pytest.approx(np.std([rating for *_, rating in train]), rel=1e-9)
     assert found.rating_range == (min(r for *_, r in as_triples(table)), max(r for *_, r in as_triples(table)))
-    assert bool(found.layout.table) == coded
+    assert bool(found.layout.encoding.table) == coded
     for side, position in (("user", 0), ("item", 1)):
         counts = dict(zip(*found.ids(side).to_pydict().values(), strict=True))  # type: ignore[arg-type]
         assert {name: n for name, n in counts.items() if n} == Counter(rating[position] for rating in train)
@@ -189,25 +191,69 @@ def test_block_ratings__leaves_other_folders_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("step", ["scattering._scatter_piece", "merging._merge_row_block", "counting._count_piece"])
-def test_block_ratings__keeps_the_old_blocks_when_it_fails(
-    step: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("step", "n_calls"),
+    [("counting._count_span", 10), ("scattering._scatter_span", 10), ("merging._merge_row_block", 4)],
+)
+def test_block_ratings__goes_on_where_it_was_interrupted(
+    step: str, n_calls: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("distmf.blocking.SMALLEST_SPAN", 100)
     source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20), row_group_size=100)
-    block_ratings(source, tmp_path / "b", seed=1)
-    before = files(tmp_path)
-    calls = itertools.count()
-    original = pkgutil.resolve_name(f"distmf.{step}")
+    expected = files(Path(block_ratings(source, tmp_path / "expected", seed=2, holdout=0.1).path))
+    old = files(Path(block_ratings(source, tmp_path / "b", seed=1).path))
+    original, calls = pkgutil.resolve_name(f"distmf.{step}"), []
 
     def fail(*args: Any) -> Any:
-        if next(calls) == 3:
+        if len(calls) == 3:
             raise error
+        calls.append(args)
         return original(*args)
 
     monkeypatch.setattr(f"distmf.{step}", fail)
     with pytest.raises(error):
-        block_ratings(source, tmp_path / "b", seed=2)
-    assert files(tmp_path) == before
+        block_ratings(source, tmp_path / "b", seed=2, holdout=0.1, threads=1)
+    assert files(tmp_path / "b") == old
+    monkeypatch.setattr(f"distmf.{step}", lambda *args: calls.append(args) or original(*args))
+    assert files(Path(block_ratings(source, tmp_path / "b", seed=2, holdout=0.1).path)) == expected
+    assert len(calls) == n_calls
+    assert not list(tmp_path.glob("*.job"))
+
+
+def test_block_ratings__begins_anew_when_the_ratings_or_the_options_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20), row_group_size=100)
+    original, fails = merging._merge_row_block, [True]
+
+    def fail(*args: Any) -> Any:
+        if fails:
+            raise OSError("the disk is gone")
+        return original(*args)
+
+    monkeypatch.setattr("distmf.merging._merge_row_block", fail)
+    for table, options in ((random_ratings(1000, 50, 20), {"seed": 1}), (random_ratings(900, 50, 20, seed=3), {})):
+        fails.append(True)
+        with pytest.raises(OSError, match="the disk is gone"):
+            block_ratings(source, tmp_path / "b", threads=1)
+        source = write(tmp_path / "r.parquet", table, row_group_size=100)
+        fails.clear()
+        found = files(Path(block_ratings(source, tmp_path / "b", **options).path))
+        assert found == files(Path(block_ratings(source, tmp_path / "expected", **options).path))
+
+
+def test_block_ratings__leaves_nothing_of_ratings_that_are_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", {"user_id": [1, None], "item_id": [1, 2], "rating": [1.0, 2.0]})
+    with pytest.raises(RatingsError, match="1 null ids"):
+        block_ratings(source, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_block_ratings__is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20))
+    folder = Folder.at(tmp_path / "b.job")
+    with driver_lock(folder), pytest.raises(StoreError, match=r"b\.job is in use: process \d+ on"):
+        block_ratings(source, tmp_path / "b")
 
 
 def test_block_ratings__writes_to_urls(tmp_path: Path) -> None:
@@ -259,7 +305,7 @@ def test_open_blocks__refuses_other_versions_and_damage(tmp_path: Path) -> None:
     block_ratings(source, path)
     manifest = json.loads((path / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 1 is needed"),
+        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 2 is needed"),
         ({"kind": "browser extension"}, "is of 'browser extension'"),
         ({"row_cuts": [0, 5]}, "manifest.json is damaged: its checksum does not match"),
         ({"blocks": []}, "manifest.json is damaged: its checksum does not match"),
@@ -306,7 +352,7 @@ def test_block__goes_on_when_graphs_are_lost(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(ThreadEngine, "run", lose_every_other)
     blocks = block_ratings(source, tmp_path / "b", grid=(2, 3))
-    assert lost == [True, False] * 3
+    assert lost == [True, False] * 4  # count, merge counts, scatter, merge
     assert files(Path(blocks.path)) == files(Path(expected.path))
     monkeypatch.setattr("distmf.engine.MAX_LOSSES", 1)
     with pytest.raises(GraphLostError):

@@ -10,6 +10,7 @@ import pytest
 
 from distmf import MatrixFactorization, always, factors, graph, kernel, non_negative, not_nan
 from distmf.buffers import aligned_empty
+from distmf.encoding import Encoding
 from distmf.errors import RatingsError
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings
 
@@ -45,7 +46,7 @@ def step(rating: float, *, reg: float = 0.0, bias_reg: float = 0.0, step_size: f
         np.array([1], dtype=np.uint8),
         np.array([2], dtype=np.uint8),
         np.array([rating], dtype=np.float32),
-        np.array([], dtype=np.float32),
+        Encoding(),
         (256, 256),
         1,
     )

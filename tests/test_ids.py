@@ -47,7 +47,7 @@ def test_id_map__round_trips_integers_of_every_width(width: pa.DataType) -> None
     limits = np.iinfo(width.to_pandas_dtype())
     ids = pa.array([limits.min, limits.max, 0, 1, limits.max - 1, 0], type=width)
     counts = IdCounts.of(ids, hash_ids(ids, SALT), np.ones(6, dtype=np.bool_), SALT)
-    id_map = IdMap.of_counts(counts, width, SALT)
+    id_map = IdMap(counts.raw_ids(width, SALT), SALT)
     assert id_map.ids.type == width
     assert set(id_map.ids.to_pylist()) == set(ids.to_pylist())
     assert id_map.ids.take(pa.array(id_map.numbers(ids))).equals(ids)
@@ -88,7 +88,7 @@ def test_id_counts__hold_many_ids() -> None:
 def test_id_map__is_a_random_permutation() -> None:
     ids = pa.array(np.arange(10_000))
     counts = IdCounts.of_range(np.arange(10_000), 10_000, SALT)
-    numbers = IdMap.of_counts(counts, ids.type, SALT).numbers(ids)
+    numbers = IdMap(counts.raw_ids(ids.type, SALT), SALT).numbers(ids)
     assert sorted(numbers.tolist()) == list(range(10_000))
     assert abs(np.corrcoef(np.arange(10_000), numbers)[0, 1]) < 0.05  # 5 standard errors
 

@@ -8,6 +8,7 @@ import pytest
 
 from distmf import kernel
 from distmf.buffers import aligned_empty
+from distmf.encoding import Encoding
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from tests import reference
 
@@ -21,9 +22,9 @@ def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_
     tile = np.sort(rng.integers(n_tile_rows * n_tile_cols, size=n))
     offsets = np.searchsorted(tile, np.arange(n_tile_rows * n_tile_cols + 1)).astype(np.int64)
     rows, cols = rng.integers(16, size=n, dtype=np.uint8), rng.integers(8, size=n, dtype=np.uint8)
-    table = np.array([1, 2, 3.5, 5], dtype=np.float32) if coded else np.array([], dtype=np.float32)
+    encoding = Encoding((1.0, 2.0, 3.5, 5.0)) if coded else Encoding()
     values = rng.integers(4, size=n, dtype=np.uint8) if coded else rng.normal(3, 1, n).astype(np.float32)
-    return Ratings(offsets, rows, cols, values, table, (16, 8), n_tile_cols)
+    return Ratings(offsets, rows, cols, values, encoding, (16, 8), n_tile_cols)
 
 
 def visits(ratings: Ratings, seed: int) -> list[int]:
@@ -51,7 +52,7 @@ def triples(ratings: Ratings, order: list[int]) -> list[tuple[int, int, float]]:
     tile = np.searchsorted(ratings.offsets, order, side="right") - 1
     rows = tile // ratings.n_tile_cols * ratings.tile_shape[0] + ratings.rows[order]
     cols = tile % ratings.n_tile_cols * ratings.tile_shape[1] + ratings.cols[order]
-    values = ratings.table[ratings.values[order]] if len(ratings.table) else ratings.values[order]
+    values = ratings.encoding.decode(ratings.values[order])
     return list(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
 
 

@@ -16,11 +16,11 @@ PACKAGE = Path(distmf.__file__).parent
 
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
-errors clock sizes buffers progress cache process filesystem engine
+errors clock sizes buffers progress cache process filesystem engine encoding
 kernel store grid stepsize history threads cluster
 ids schedule ratings matrix factors lock engines
-blocks
-tiles
+blocks jobs
+records tiles
 counting graph
 scattering
 merging
@@ -38,9 +38,9 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 
 # Packages that only some modules may import.
 RESTRICTED = {
-    "numba": {"kernel", "ids"},
+    "numba": {"kernel", "ids", "records"},
     "llvmlite": {"kernel"},
-    "dask": {"engine", "threads", "cluster", "graph", "counting", "scattering", "merging", "trainer", "rates"},
+    "dask": {"engine", "threads", "cluster", "graph", "counting", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command"},
     "rich": {"options"},

@@ -1,5 +1,7 @@
 """A block is the same bytes for any order of its ratings, and holds just these ratings."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -8,26 +10,36 @@ from hypothesis import strategies as st
 
 from distmf import tiles
 from distmf.blocks import Layout, Moments
+from distmf.encoding import Encoding
 from distmf.grid import BlockKey
-from distmf.tiles import Duplicates, record_dtype, sort_part
+from distmf.ids import Numbering
+from distmf.records import Lines, Sorter, split_records
+from distmf.tiles import Duplicates, sort_part
 
 LAYOUTS = [
-    Layout((0, 700, 1300), (0, 300), (256, 256), (1.0, 2.0, 4.5)),
-    Layout((0, 3, 5), (0, 2), (256, 256), ()),
-    Layout((0, 3000), (0, 70_000), (512, 512), ()),
+    Layout((0, 700, 1300), (0, 300), (256, 256), Encoding((1.0, 2.0, 4.5))),
+    Layout((0, 3, 5), (0, 2), (256, 256), Encoding()),
+    Layout((0, 3000), (0, 70_000), (256, 32_768), Encoding((), -3.0, 1e-4)),
 ]
 
+Part = tuple[npt.NDArray[np.uint64], npt.NDArray[Any]]
 
-def draw(layout: Layout, n: int, seed: int, n_places: int) -> npt.NDArray[np.void]:
-    """Return n ratings at up to n_places places of block (0, 0)."""
+
+def draw(layout: Layout, n: int, seed: int, n_places: int) -> Part:
+    """Return cells and values of n ratings at up to n_places places of block (0, 0)."""
     rng = np.random.default_rng(seed)
-    records = np.empty(n, dtype=record_dtype(layout))
     where = rng.integers(n_places, size=n)
-    for name, cuts in ("row", layout.row_cuts), ("col", layout.col_cuts):
-        records[name] = rng.integers(cuts[1], size=n_places)[where]
-    values = rng.integers(3, size=n) if layout.table else rng.normal(0, 1, n).round(1) + 0.0  # ratings know one zero
-    records["value"] = values
-    return records
+    rows, cols = (rng.integers(cuts[1], size=n_places)[where] for cuts in (layout.row_cuts, layout.col_cuts))
+    ratings = rng.choice(layout.encoding.table, n) if layout.encoding.table else rng.normal(0, 0.5, n).round(1) + 0.0
+    values = layout.encoding.encode(ratings.astype(np.float32))
+    # A hash is an id, so that the number of an id is the id.
+    users, items = (Numbering(np.arange(cuts[-1], dtype=np.uint64)) for cuts in layout[:2])
+    sorter = Sorter(users, items, (Lines.of(layout.row_cuts), Lines.of(layout.col_cuts)), layout)
+    found = sorter.sort(rows.astype(np.uint64), cols.astype(np.uint64), values, np.ones(n, dtype=np.bool_))
+    assert found is not None
+    bounds, records = found
+    assert bounds.tolist() == [0, *[n] * (2 * layout.shape.rows * layout.shape.cols)]
+    return split_records(records, layout)
 
 
 def read(data: bytes, layout: Layout, n: int) -> list[tuple[int, int, float]]:
@@ -41,13 +53,17 @@ def read(data: bytes, layout: Layout, n: int) -> list[tuple[int, int, float]]:
     tile = np.repeat(np.arange(n_tiles), np.diff(ratings.offsets))
     rows = tile // ratings.n_tile_cols * layout.tile_shape[0] + ratings.rows
     cols = tile % ratings.n_tile_cols * layout.tile_shape[1] + ratings.cols
-    values = ratings.table[ratings.values] if layout.table else ratings.values
+    values = layout.encoding.decode(ratings.values)
     return list(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
 
 
-def triples(records: npt.NDArray[np.void], layout: Layout) -> list[tuple[int, int, float]]:
-    values = np.array(layout.table)[records["value"]] if layout.table else records["value"]
-    return list(zip(records["row"].tolist(), records["col"].tolist(), values.tolist(), strict=True))
+def triples(part: Part, layout: Layout) -> list[tuple[int, int, float]]:
+    cells, values = part
+    height, width = layout.tile_shape
+    tile, place = np.divmod(cells.astype(np.int64), height * width)
+    tile_row, tile_col = np.divmod(tile, layout.tiles(BlockKey(0, 0))[1])
+    rows, cols = tile_row * height + place // width, tile_col * width + place % width
+    return list(zip(rows.tolist(), cols.tolist(), layout.encoding.decode(values).tolist(), strict=True))
 
 
 @given(
@@ -61,12 +77,13 @@ def test_sort_part__does_not_depend_on_the_order(
     layout: Layout, n: int, seed: int, n_places: int, duplicates: Duplicates
 ) -> None:
     if duplicates == "mean":
-        layout = layout._replace(table=())
-    records = draw(layout, n, seed, n_places)
-    part = sort_part(records, BlockKey(0, 0), layout, duplicates)
-    again = sort_part(records[np.random.default_rng(seed).permutation(n)], BlockKey(0, 0), layout, duplicates)
-    assert part == again
-    found, given_ratings = read(part.data, layout, part.moments.n), triples(records, layout)
+        layout = layout._replace(encoding=layout.encoding._replace(table=()))
+    cells, values = draw(layout, n, seed, n_places)
+    given_ratings = triples((cells, values), layout)
+    part = sort_part(cells.copy(), values.copy(), BlockKey(0, 0), layout, duplicates)
+    order = np.random.default_rng(seed).permutation(n)
+    assert sort_part(cells[order], values[order], BlockKey(0, 0), layout, duplicates) == part
+    found = read(part.data, layout, part.moments.n)
     pairs = {rating[:2] for rating in given_ratings}
     assert part.n_duplicates == n - len(pairs)
     assert (part.duplicate is None) == (part.n_duplicates == 0)
@@ -74,7 +91,7 @@ def test_sort_part__does_not_depend_on_the_order(
         means = {pair: np.mean([r for *other, r in given_ratings if tuple(other) == pair]) for pair in pairs}
         assert {rating[:2] for rating in found} == pairs
         for row, col, rating in found:
-            assert rating == pytest.approx(means[row, col], rel=1e-6)
+            assert rating == pytest.approx(means[row, col], rel=1e-6, abs=layout.encoding.step)
     else:
         assert sorted(found) == sorted(given_ratings)
     if part.duplicate:
@@ -84,18 +101,18 @@ def test_sort_part__does_not_depend_on_the_order(
 def test_sort_part__sorts_cells_too_far_apart_for_one_integer(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = LAYOUTS[2]
     records = draw(layout, 500, 1, 300)
-    expected = sort_part(records, BlockKey(0, 0), layout, "keep")
+    expected = sort_part(*records, BlockKey(0, 0), layout, "keep")
     calls = []
     argsort = np.argsort
     monkeypatch.setattr(tiles.np, "argsort", lambda *args: calls.append(args) or argsort(*args))
     monkeypatch.setattr(tiles, "SORT_BITS", 20)
-    assert sort_part(records, BlockKey(0, 0), layout, "keep") == expected
+    assert sort_part(*records, BlockKey(0, 0), layout, "keep") == expected
     assert calls
 
 
 def test_sort_part__sorts_by_tile_row_and_column() -> None:
     layout = LAYOUTS[0]
-    part = sort_part(draw(layout, 400, 0, 400), BlockKey(0, 0), layout, "keep")
+    part = sort_part(*draw(layout, 400, 0, 400), BlockKey(0, 0), layout, "keep")
     found = read(part.data, layout, 400)
     assert found == sorted(found, key=lambda rating: (rating[0] // 256, rating[1] // 256, *rating))
 

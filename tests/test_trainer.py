@@ -31,7 +31,7 @@ def exact_mse(mf: MatrixFactorization, blocks: Blocks) -> float:
     for key in blocks.entries:
         rows, cols = blocks.numbers(key, "train")
         block = blocks.read(key, "train")
-        errors.append(block.table[block.values] - mf.predict(users[rows], items[cols], clip=False))
+        errors.append(block.encoding.decode(block.values) - mf.predict(users[rows], items[cols], clip=False))
     return float(np.square(np.concatenate(errors)).mean())
 
 
