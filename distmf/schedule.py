@@ -13,7 +13,9 @@ def strata(shape: Shape, epoch: int, seed: int) -> list[list[BlockKey]]:
     Sub-epoch s pairs row block i with column block π[(±i + s) mod B], where π is a permutation and ± a direction drawn
     anew for each epoch: the order of the blocks of a row is random, without replacement, and yet a column block always
     moves on to a neighbouring row block, so that contiguous row blocks can stay with their worker. A grid that is not
-    square is filled up to a square with blocks that nobody visits.
+    square is filled up to a square with blocks that nobody visits. Where there are fewer column blocks than row blocks,
+    they go round one right after the other: all visits of a row block follow on each other, so that it needs to be in
+    memory only for a short part of the epoch.
 
     Parameters
     ----------
@@ -41,7 +43,8 @@ def subepochs(shape: Shape, epoch: int, seed: int) -> Iterator[list[BlockKey]]:
     """Yield the strata of one epoch, for grids of so many blocks that one does not want to see them all."""
     rng = np.random.default_rng([seed, epoch])
     size = max(shape)
-    order = rng.permutation(size).tolist()
+    fillers, start = np.arange(shape.cols, size), int(rng.integers(size))
+    order = np.roll(np.append(rng.permutation(shape.cols), fillers), start).tolist()
     direction = int(rng.choice([-1, 1]))
     for subepoch in range(size):
         cols = (order[(direction * row + subepoch) % size] for row in range(shape.rows))

@@ -29,6 +29,23 @@ def test_strata__move_a_column_block_to_a_neighbouring_row_block(size: int, epoc
     assert steps in ({1}, {size - 1})
 
 
+@given(st.integers(2, 12), st.integers(1, 12), numbers, numbers)
+def test_strata__visit_a_row_block_without_a_break_where_columns_are_few(
+    n_rows: int, n_cols: int, epoch: int, seed: int
+) -> None:
+    n_cols = min(n_rows, n_cols)
+    visits = [
+        (block.row, subepoch)
+        for subepoch, stratum in enumerate(strata(Shape(n_rows, n_cols), epoch, seed))
+        for block in stratum
+    ]
+    breaks = 0
+    for row in range(n_rows):
+        at = sorted(subepoch for visited, subepoch in visits if visited == row)
+        breaks += at != list(range(at[0], at[0] + n_cols))
+    assert breaks < n_cols  # but for those with which the epoch begins, and ends
+
+
 def test_strata__differ_from_epoch_to_epoch_and_from_seed_to_seed() -> None:
     found = {str(strata(Shape(8, 8), epoch, seed)) for epoch in range(10) for seed in range(10)}
     assert len(found) == 100

@@ -61,9 +61,9 @@ def test_simulate__moves_a_column_block_to_the_other_worker() -> None:
     assert without.split.network == 0
 
 
-@pytest.mark.parametrize(("seed", "transfers"), [(1, 11), (2, 13), (0, 12)])
+@pytest.mark.parametrize(("seed", "transfers"), [(5, 11), (0, 13), (1, 12)])
 def test_simulate__shares_the_network_of_both_ends(seed: int, transfers: int) -> None:
-    # Between two epochs column blocks jump. With seed 2 two that leave one worker, and two that come to one, have to
+    # Between two epochs column blocks jump. With seed 0 two that leave one worker, and two that come to one, have to
     # wait for each other; where they come and go alone, each sub-epoch but the first has one transfer to wait for.
     work = Work(Shape(6, 6), kernel=0.001, column_bytes=1)
     found = simulate(work, cluster(3, 2, network=1), n_epochs=2, seed=seed)
