@@ -37,11 +37,15 @@ class Graph(NamedTuple):
         Key to the owner, one of `Engine.owners`, that has most of what the task needs; others may run it.
     steps : mapping
         Key to the step in time that the task is of: earlier ones are preferred.
+    lead : int or None
+        How many steps threads of this process may be ahead of the earliest task under way: what bounds the memory where
+        tasks that could begin would need some; None for any number.
     """
 
     tasks: Mapping[Key, Any]
     homes: Mapping[Key, Hashable] = {}
     steps: Mapping[Key, int] = {}
+    lead: int | None = None
 
 
 def new_token() -> str:

@@ -33,6 +33,7 @@ from distmf.stepsize import StepRule, StepState
 from distmf.store import Folder
 
 FIRST_FACTORS_STD = 0.1
+LEAD = 1  # sub-epochs that row blocks from the disk are loaded ahead
 
 
 class Cost(NamedTuple):
@@ -82,6 +83,8 @@ class Training(NamedTuple):
         Number of latent factors; of all that is random.
     folder : Folder or None
         Where factor blocks are saved; None to keep them in memory, which only one process can.
+    rows_on_disk : bool
+        Whether row blocks lie in the folder, and each is in memory only from its first visit in an epoch to its last.
     """
 
     blocks: Blocks
@@ -90,6 +93,7 @@ class Training(NamedTuple):
     rank: int
     seed: int
     folder: Folder | None = None
+    rows_on_disk: bool = False
 
 
 class State(NamedTuple):
@@ -177,9 +181,8 @@ class _Builder:
         self.tasks[key] = DataNode(key, value)
         return TaskRef(key)
 
-    @property
-    def graph(self) -> Graph:
-        return Graph(self.tasks, self.homes, self.steps)
+    def graph(self, lead: int | None) -> Graph:
+        return Graph(self.tasks, self.homes, self.steps, lead)
 
 
 def build_generation(
@@ -206,7 +209,9 @@ def build_generation(
     shape, n_steps = training.blocks.shape, max(training.blocks.shape)
     constants = build.keep("training", value=training)
     at = _column_owners(training, state.epoch, owners)
-    rows, cols = _load(build, constants, state, owners, at)
+    sources: Sequence[Source | TaskRef] = state.rows
+    rows: dict[int, TaskRef] = {}  # those in memory
+    cols = _load_columns(build, constants, state, at)
     steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
     passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, 0.0))}
     snapshots: dict[int, Key] = {}
@@ -218,6 +223,11 @@ def build_generation(
                 column = cols[block.col]
                 if at[block.col] != owner:
                     column = build.put("column", *where, call=column_of, args=[column], step=step, home=at[block.col])
+                if block.row not in rows:
+                    source = [sources[block.row], constants]
+                    rows[block.row] = build.put(
+                        "load-rows", epoch, block.row, call=load_rows, args=source, step=step - LEAD, home=owner
+                    )
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, block.col in fresh]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=visit, args=args, step=step, home=owner)
                 rows[block.row] = cols[block.col] = visited
@@ -228,11 +238,21 @@ def build_generation(
         args = [steps[epoch], passed[epoch - 1], constants]
         steps[epoch + 1] = build.put("step", epoch + 1, call=next_step, args=args, step=end)
         is_last = epoch + 1 == state.epoch + n_epochs
-        if is_last or (training.folder and (epoch + 1) % save_every == 0):
-            snapshots[epoch + 1] = _save(build, constants, (rows, owners), (cols, at), epoch + 1, end, is_last)
+        if is_last or training.rows_on_disk or (training.folder and (epoch + 1) % save_every == 0):
+            keep = is_last and not training.rows_on_disk
+            saved = _save(build, constants, (rows, owners), (cols, at), epoch + 1, keep)
+            snapshots[epoch + 1] = build.put(
+                "snapshot", epoch + 1, call=snapshot, args=[len(rows), *saved], step=end
+            ).key
+            if training.rows_on_disk:
+                sources, rows = saved[: len(rows)], {}
     del passed[state.epoch - 1], steps[state.epoch]  # the state has them
     epochs, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
-    return Generation(build.graph, epochs, step_keys, snapshots)
+    return Generation(build.graph(_lead(training)), epochs, step_keys, snapshots)
+
+
+def _lead(training: Training) -> int | None:
+    return LEAD if training.rows_on_disk else None
 
 
 def _column_owners(training: Training, epoch: int, owners: Sequence[Hashable]) -> dict[int, Hashable]:
@@ -241,19 +261,12 @@ def _column_owners(training: Training, epoch: int, owners: Sequence[Hashable]) -
     return {block.col: owners[block.row] for stratum in last for block in stratum}
 
 
-def _load(
-    build: _Builder, constants: TaskRef, state: State, owners: Sequence[Hashable], at: Mapping[int, Hashable]
-) -> tuple[list[TaskRef], list[TaskRef]]:
-    """Add the tasks that begin with the factor blocks of a state."""
-    rows = [
-        build.put("load-rows", n, call=load_rows, args=[source, constants], home=owners[n])
-        for n, source in enumerate(state.rows)
-    ]
-    cols = [
+def _load_columns(build: _Builder, constants: TaskRef, state: State, at: Mapping[int, Hashable]) -> list[TaskRef]:
+    """Add the tasks that begin with the column blocks of a state."""
+    return [
         build.put("load-column", n, call=load_column, args=[source, constants], home=at[n])
         for n, source in enumerate(state.cols)
     ]
-    return rows, cols
 
 
 def _add_up(
@@ -273,20 +286,19 @@ def _add_up(
 def _save(
     build: _Builder,
     constants: TaskRef,
-    rows: tuple[Sequence[TaskRef], Sequence[Hashable]],
+    rows: tuple[Mapping[int, TaskRef], Sequence[Hashable]],
     cols: tuple[Sequence[TaskRef], Mapping[int, Hashable]],
     epoch: int,
-    step: int,
-    is_last: bool,
-) -> Key:
-    """Add the tasks that put the factor blocks where the next generation finds them."""
+    keep: bool,
+) -> list[TaskRef]:
+    """Add the tasks that put factor blocks where others find them, each after its last visit: rows, then columns."""
     parts = []
-    for name, (refs, homes) in ("rows", rows), ("cols", cols):
-        for n, ref in enumerate(refs):
+    for name, refs, homes in ("rows", sorted(rows[0].items()), rows[1]), ("cols", list(enumerate(cols[0])), cols[1]):
+        for n, ref in refs:
             file = f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
-            args = [ref, name == "rows", constants, file, is_last]
+            args, step = [ref, name == "rows", constants, file, keep], build.steps[ref.key]
             parts.append(build.put(f"save-{name}", epoch, n, call=put_down, args=args, step=step, home=homes[n]))
-    return build.put("snapshot", epoch, call=snapshot, args=[len(rows[0]), *parts], step=step).key
+    return parts
 
 
 def load_rows(source: Source, training: Training) -> Visited:
@@ -362,12 +374,16 @@ def build_measurement(training: Training, state: State, token: str, owners: Sequ
     """Return the graph, and the key of its result, that computes the exact cost at fixed factors."""
     build = _Builder(token)
     constants = build.keep("training", value=training)
-    rows, cols = _load(build, constants, state, owners, _column_owners(training, state.epoch, owners))
+    cols = _load_columns(build, constants, state, _column_owners(training, state.epoch, owners))
+    rows = [
+        build.put("load-rows", n, call=load_rows, args=[source, constants], step=n - LEAD, home=owners[n])
+        for n, source in enumerate(state.rows)
+    ]
     costs = []
     for key in sorted(training.blocks.entries):
         args = [rows[key.row], cols[key.col], constants, key]
-        costs.append(build.put("measure", *key, call=measure, args=args, home=owners[key.row]))
-    return build.graph, build.put("measured", call=mean_cost, args=[constants, *costs]).key
+        costs.append(build.put("measure", *key, call=measure, args=args, step=key.row, home=owners[key.row]))
+    return build.graph(_lead(training)), build.put("measured", call=mean_cost, args=[constants, *costs]).key
 
 
 def measure(rows: Visited, column: Column, training: Training, block: BlockKey) -> Cost:

@@ -7,7 +7,7 @@ epochs late, and are held in memory until then. Here the earliest step goes firs
 import heapq
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -62,7 +62,7 @@ class ThreadEngine:
         running: dict[Key, Future[Any]] = {}
         with self._pool() as pool:  # which waits for the tasks under way, whatever happens
             while left:
-                while queue.ready and len(running) < self.n_slots:
+                while len(running) < self.n_slots and queue.may_take(running):
                     key = queue.take()
                     running[key] = pool.submit(graph.tasks[key], queue.inputs(key))
                     running[key].add_done_callback(lambda _, key=key: ended.put(key))  # type: ignore[misc]
@@ -103,6 +103,13 @@ class _Queue:
         for key, n_missing in self.n_missing.items():
             if not n_missing:
                 self._add(key)
+
+    def may_take(self, running: Iterable[Key]) -> bool:
+        """Return whether there is a task to run next, not too far ahead of those under way."""
+        if not self.ready or self.graph.lead is None:
+            return bool(self.ready)
+        earliest = min((self.graph.steps.get(key, 0) for key in running), default=self.ready[0][0])
+        return self.ready[0][0] <= earliest + self.graph.lead
 
     def take(self) -> Key:
         """Return the task to run next."""
