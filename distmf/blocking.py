@@ -32,10 +32,11 @@ from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
+from distmf.memory import Sizes, finer_rows, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
-from distmf.sizes import parse_bytes
+from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tiles import Duplicates
 
@@ -62,6 +63,7 @@ def block_ratings(
     duplicates: Duplicates = "keep",
     client: Any = None,
     threads: int | None = None,
+    memory: int | str | None = None,
 ) -> Blocks:
     """Block ratings once into a grid on disk, ready for training.
 
@@ -92,6 +94,9 @@ def block_ratings(
         Block on the workers of its cluster instead of threads of this process. They must see `source` and `path`.
     threads : int, optional
         Threads to use, by default all cores.
+    memory : int or str, optional
+        Bytes that a process may use that trains on the blocks in threads; by default three quarters of the limit of
+        this process, or of the machine. If training would not fit, the grid gets more row blocks.
 
     Returns
     -------
@@ -115,7 +120,7 @@ def block_ratings(
     for name, value, least in ("rank", rank, 1), ("seed", seed, 0):
         if not isinstance(value, numbers.Integral) or not least <= value < 2**63:
             raise ValueError(f"{name} is {value!r}; it is a whole number, at least {least}")
-    budget = parse_bytes(memory_per_task)
+    budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings = Settings(int(seed), float(holdout), duplicates)
     what = {
@@ -123,6 +128,7 @@ def block_ratings(
         **settings._asdict(),
         "grid": grid and list(grid),
         "memory_per_task": budget,
+        "memory": limit,
         "rank": int(rank),
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
@@ -145,8 +151,15 @@ def block_ratings(
         )
         if not users.any():
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
-        shape = grid or choose_shape(len(users), len(items), ratings.n_rows, rank, budget)
-        layout = _layout(users, items, values, settings, Shape(*shape))
+        shape = Shape(*grid) if grid else choose_shape(len(users), len(items), ratings.n_rows, rank, budget)
+        layout = _layout(users, items, values, settings, shape)
+        if not grid and client is None:
+            n_bytes = ratings.n_rows * sum(dtype.itemsize for dtype in layout.dtypes)
+            sizes = Sizes.expected(len(users), len(items), rank, shape, n_bytes)
+            finer = finer_rows(sizes, engine.n_slots, limit)
+            if finer and finer != shape:
+                logger.info("grid of %d × %d blocks, so that training fits in %s", *finer, format_bytes(limit))
+                layout = _layout(users, items, values, settings, finer)
         runs = scatter_ratings(engine, spans, settings, layout, folder)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows)
         _finish(folder, settings, layout, values, row_blocks)

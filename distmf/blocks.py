@@ -11,7 +11,7 @@ decoding: the kernel reads them as they are.
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distmf.buffers import empty_bytes
 from distmf.cache import ByteCache
 from distmf.encoding import Encoding
 from distmf.errors import StoreError
@@ -221,13 +222,22 @@ class Blocks:
         StoreError
             If the file is missing, too short or does not match its checksum.
         """
-        parts: dict[Part, Ratings] = _cache.get((self.path, key, self.entries[key].checksum), lambda: self._load(key))
+        parts: dict[Part, Ratings] = _cache.get(self._cache_key(key), lambda: self._load(key))
         return parts[part]
+
+    def prefetch(self, key: BlockKey) -> None:
+        """Read a block in the background, for who is about to ask for it."""
+        _cache.prefetch(self._cache_key(key), lambda: self._load(key))
+
+    def _cache_key(self, key: BlockKey) -> Hashable:
+        return self.path, key, self.entries[key].checksum
 
     def _load(self, key: BlockKey) -> tuple[dict[Part, Ratings], int]:
         entry, name = self.entries[key], row_file(key.row)
-        data = self.folder.read(name, entry.offset, entry.length)
-        if zlib.crc32(data) != entry.checksum:
+        data = empty_bytes(entry.length)
+        self.folder.read_into(name, entry.offset, data)
+        data.setflags(write=False)
+        if zlib.crc32(data.data) != entry.checksum:
             raise StoreError(
                 f"{self.folder}: block ({key.row}, {key.col}) in {name} does not match its checksum; "
                 "the file is damaged: restore it or block the ratings again"
@@ -293,6 +303,11 @@ def save_manifest(
         "blocks": [[*key, entry] for key, entry in entries.items()],
     }
     folder.write_manifest(KIND, content)
+
+
+def limit_cache(n_bytes: int = CACHE_BYTES) -> None:
+    """Let the cache of this process hold so many bytes of blocks, by default as many as without a plan."""
+    _cache.max_bytes = n_bytes
 
 
 def forget(path: str) -> None:

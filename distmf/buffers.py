@@ -1,4 +1,4 @@
-"""Arrays for factors in memory that is used again.
+"""Arrays for factors and ratings in memory that is used again.
 
 A task copies the factors that it changes, so every visit of a block needs as much memory as the visit before has set
 free. Allocators give large pieces back to the system at once, above all in Dask's workers, and to get fresh ones takes
@@ -33,11 +33,13 @@ class Pool:
         self._idle: dict[int, list[Bytes]] = defaultdict(list)
         self._lock = threading.RLock()  # a thread that takes a buffer may find garbage that gives one back
 
+    def empty_bytes(self, n_bytes: int) -> Bytes:
+        """Return an uninitialised array of bytes that starts on a cache line."""
+        return np.asarray(_Loan(self, self._take(n_bytes)))[:n_bytes]
+
     def empty(self, *shape: int) -> npt.NDArray[np.float32]:
         """Return an uninitialised float32 array that starts on a cache line."""
-        n_bytes = 4 * int(np.prod(shape))
-        flat = np.asarray(_Loan(self, self._take(n_bytes)))
-        return flat[:n_bytes].view(np.float32).reshape(shape)
+        return self.empty_bytes(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
 
     def _take(self, n_bytes: int) -> Bytes:
         step = max(CACHE_LINE, (1 << n_bytes.bit_length()) // (2 * STEPS))
@@ -74,7 +76,8 @@ class _Loan:
         self._pool.give_back(self._memory)
 
 
-aligned_empty = Pool().empty
+aligned_empty = Pool().empty  # factors
+empty_bytes = Pool().empty_bytes  # blocks of ratings
 
 
 def aligned_copy(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

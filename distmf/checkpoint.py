@@ -146,9 +146,17 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def checkpoint_of(
-    blocks: Blocks, engine: Engine, path: str | Path | None, hyperparameters: dict[str, Any], *, resume: bool
+    blocks: Blocks,
+    engine: Engine,
+    path: str | Path | None,
+    hyperparameters: dict[str, Any],
+    *,
+    resume: bool,
+    needed: bool,
 ) -> Iterator[Checkpoint | None]:
-    """Yield the checkpoint of a training at `path`, or a temporary one where processes need one to share factors.
+    """Yield the checkpoint of a training at `path`, or a temporary one where factors need a place on disk.
+
+    They do if it is `needed`, or if processes must share them.
 
     Raises
     ------
@@ -156,7 +164,7 @@ def checkpoint_of(
         As `open_checkpoint`, or if the folder is in that of the blocks, or the reverse; if a worker does not see one of
         the two.
     """
-    if path is None and engine.shares_memory:
+    if path is None and engine.shares_memory and not needed:
         yield None
         return
     if path is not None:
@@ -169,8 +177,8 @@ def checkpoint_of(
         except StoreError as err:
             if path is None:
                 raise StoreError(
-                    f"{err}; on a cluster factors are saved beside the blocks, or in a checkpoint: give a folder "
-                    "that all workers can write to (--checkpoint)"
+                    f"{err}; factors that processes share, or that do not fit in memory, are saved beside the blocks "
+                    "or in a checkpoint: give a folder that can be written to, by all workers (--checkpoint)"
                 ) from err
             raise
         check_storage(engine, checkpoint.folder, {BLOCKS.manifest: blocks.folder})

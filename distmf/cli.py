@@ -29,6 +29,7 @@ from distmf.options import (
     cluster_options,
     column_options,
     given_options,
+    memory_option,
     output_options,
     rank_option,
     rating_option,
@@ -101,6 +102,7 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
 @rank_option
 @seed_option
 @threads_option
+@memory_option
 @cluster_options
 @output_options
 def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -> None:
@@ -131,6 +133,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
 @threads_option
+@memory_option
 @cluster_options
 @block_options
 @output_options
@@ -147,9 +150,8 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
     given = given_options(given)
     names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
     mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
-    places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads")
-    names = (*places, "checkpoint", "checkpoint_every", "resume")
-    where = {name: given.pop(name) for name in names if name in given}
+    places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads", "memory")
+    where = {name: given.pop(name) for name in (*places, "checkpoint", "checkpoint_every", "resume") if name in given}
     if where.get("checkpoint") == "":
         raise click.UsageError("--checkpoint is ''; give a folder or a URL")
     if "checkpoint" not in where:

@@ -5,7 +5,7 @@ Every engine computes the same values from the same graph; which tasks run where
 
 import logging
 import uuid
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -37,14 +37,17 @@ class Graph(NamedTuple):
         Key to the owner, one of `Engine.owners`, that has most of what the task needs; others may run it.
     steps : mapping
         Key to the step in time that the task is of: earlier ones are preferred.
+    waiting : set
+        Keys of tasks that mostly wait for a disk: threads of this process run them besides those that compute.
     lead : int or None
-        How many steps threads of this process may be ahead of the earliest task under way: what bounds the memory where
-        tasks that could begin would need some; None for any number.
+        How many steps threads of this process may be ahead of the earliest task that is under way or could be: this
+        bounds the memory of what is loaded or waits to be saved; None for any number.
     """
 
     tasks: Mapping[Key, Any]
     homes: Mapping[Key, Hashable] = {}
     steps: Mapping[Key, int] = {}
+    waiting: Set[Key] = frozenset()
     lead: int | None = None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 import math
 import numbers
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocking import blocks_of
-from distmf.blocks import Blocks, open_blocks
+from distmf.blocks import Blocks, forget, limit_cache, open_blocks
 from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
@@ -21,10 +22,14 @@ from distmf.graph import Training
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, Hyperparameters
 from distmf.matrix import IsSet, not_nan
+from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import KIND, Float32, Model, Recommendations
+from distmf.sizes import format_bytes
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
 from distmf.trainer import StopRules, Trainer, let_go
+
+logger = logging.getLogger(__name__)
 
 
 class MatrixFactorization:
@@ -122,6 +127,7 @@ class MatrixFactorization:
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
+        memory: int | str | None = None,
         **options: Any,
     ) -> Self:
         """Train on ratings.
@@ -148,6 +154,10 @@ class MatrixFactorization:
             Epochs from one checkpoint to the next.
         resume : bool
             Go on from `checkpoint`, if there is one already; only `epochs` may have grown since.
+        memory : int or str, optional
+            Bytes that this process may use, as 2**31 or "2 GiB"; by default three quarters of its limit, or of the
+            machine. The ratings are read again in each epoch as far as they do not fit, and the user factors lie on
+            disk if they do not: in the checkpoint, or in a temporary folder beside the blocks.
         **options
             For raw ratings: options of `block_ratings`, such as `user`, `item`, `rating` and `holdout`.
 
@@ -162,6 +172,8 @@ class MatrixFactorization:
             If a hyperparameter is out of its range, or arguments contradict one another.
         RatingsError
             If the ratings do not hold what they should.
+        MemoryBudgetError
+            If training does not fit in `memory`; the message says what would.
         StoreError
             If blocks or checkpoint are missing, damaged, of another training, or not seen by all workers; if another
             driver works on the checkpoint.
@@ -181,27 +193,44 @@ class MatrixFactorization:
             raise ValueError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
         if checkpoint_every > 1 and checkpoint is None and client is None:
             raise ValueError("checkpoint_every needs a checkpoint: give a folder to save factors and history to")
+        if memory is not None and client is not None:
+            raise ValueError("memory is for threads of this process; the workers of a cluster have limits of their own")
+        limit = usable_memory(memory)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
-            settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads}
+            settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, "memory": memory}
             blocks = stack.enter_context(blocks_of(ratings, is_set, settings, options))
             check_grid(engine, blocks.shape)
-            opened = stack.enter_context(checkpoint_of(blocks, engine, checkpoint, self.hyperparameters, resume=resume))
-            self._train(blocks, engine, opened, int(checkpoint_every))
+            on_disk = False
+            if engine.shares_memory:
+                plan = plan_memory(Sizes.of(blocks, self.rank), engine.n_slots, limit)
+                on_disk = plan.rows_on_disk
+                stack.callback(limit_cache)
+                limit_cache(plan.needs.cache + plan.needs.reading // 2)
+            opened = stack.enter_context(
+                checkpoint_of(blocks, engine, checkpoint, self.hyperparameters, resume=resume, needed=on_disk)
+            )
+            if on_disk and opened:
+                logger.info(
+                    "the user factors lie in %s: with all of them, training would need more than %s",
+                    opened.folder,
+                    format_bytes(limit),
+                )
+            training = self._training(blocks, opened.folder if opened else None, rows_on_disk=on_disk)
+            self._train(training, engine, opened, int(checkpoint_every))
         return self
 
-    def _training(self, blocks: Blocks, folder: Folder | None = None) -> Training:
+    def _training(self, blocks: Blocks, folder: Folder | None = None, *, rows_on_disk: bool = False) -> Training:
         moments = blocks.moments
         hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
         if self.step_size == "auto":
             rule = StepRule(START, self.step_decay, self.epochs)
         else:
             rule = StepRule(float(self.step_size), self.step_decay)
-        return Training(blocks, hyper, rule, self.rank, self.seed, folder)
+        return Training(blocks, hyper, rule, self.rank, self.seed, folder, rows_on_disk)
 
-    def _train(self, blocks: Blocks, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
+    def _train(self, training: Training, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
         rules = StopRules(self.epochs, self.tol, self.target_cost)
-        training = self._training(blocks, checkpoint.folder if checkpoint else None)
         trainer = Trainer(training, rules, engine, checkpoint, save_every)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
@@ -210,6 +239,7 @@ class MatrixFactorization:
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
             progress = trainer.progress
+            forget(training.blocks.path)  # the model needs the memory
             if progress.state.epoch:
                 history = History(progress.epochs, stopped, *exact, progress.rollbacks, trainer.ratings_per_second)
                 model = Model.of_training(training, progress.state, history)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distmf.buffers import aligned_copy, aligned_empty
+from distmf.buffers import aligned_copy, aligned_empty, empty_bytes
 from distmf.errors import StoreError
 from distmf.kernel import FactorBlock, padded_rank
 from distmf.store import Folder
@@ -91,8 +91,9 @@ def _drawn(first: First, rank: int) -> FactorBlock:
 def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
     """Read a factor block from its file, as `fetch` does when it is not in memory."""
     n_floats = saved.n_rows * (rank + 1)
-    data = folder.read(saved.name, 0, FLOAT_BYTES * n_floats)
-    if zlib.crc32(data) != saved.checksum:
+    data = empty_bytes(FLOAT_BYTES * n_floats)
+    folder.read_into(saved.name, 0, data)
+    if zlib.crc32(data.data) != saved.checksum:
         raise StoreError(f"{folder}: {saved.name} does not match its checksum: the file is damaged")
     floats = np.frombuffer(data, dtype=np.float32)
     factors = aligned_empty(saved.n_rows, padded_rank(rank))
@@ -112,14 +113,15 @@ def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool)
     return Saved(name, len(side.biases), zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data)))
 
 
-def verify(saved: Saved, folder: Folder, rank: int) -> str:
-    """Return what is wrong with a file, nothing if it is whole; it is then kept in memory until it is fetched."""
+def verify(saved: Saved, folder: Folder, rank: int, keep: bool) -> str:
+    """Return what is wrong with a file, nothing if it is whole; `keep` it then in memory until it is fetched."""
     try:
         side = read(saved, folder, rank)
     except StoreError as err:
         return str(err)
-    with _lock:
-        _kept[str(folder), saved.name] = side
+    if keep:
+        with _lock:
+            _kept[str(folder), saved.name] = side
     return ""
 
 

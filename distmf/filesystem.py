@@ -204,6 +204,20 @@ def read_range(fs: Any, path: str, start: int, length: int) -> bytes:
         return b""  # S3 refuses a range that begins behind the end
 
 
+def read_range_into(fs: Any, path: str, start: int, buffer: Any) -> int:
+    """Fill a writable buffer from `start` of a file, as far as the file goes; return the number of bytes."""
+    if not is_local(fs):
+        data = read_range(fs, path, start, len(buffer))
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+    view, n_bytes = memoryview(buffer), 0
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(start)
+        while n_bytes < len(view) and (n := file.readinto(view[n_bytes:])):
+            n_bytes += n
+    return n_bytes
+
+
 def temporary_name(path: str) -> str:
     """Return a new name beside `path` that tells whose it is: `delete_leftovers` finds it when this process is dead."""
     return f"{path}.tmp-{Process.current().tag}-{uuid.uuid4().hex[:8]}"

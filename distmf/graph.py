@@ -14,7 +14,7 @@ next. At the end of some epochs the factor blocks are saved on the way, while ot
 
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,7 @@ from distmf.stepsize import StepRule, StepState
 from distmf.store import Folder
 
 FIRST_FACTORS_STD = 0.1
+WAITING = "load-", "save-"  # how the names of tasks begin that mostly wait for a disk
 LEAD = 1  # sub-epochs that row blocks from the disk are loaded ahead
 
 
@@ -157,6 +158,31 @@ def first_state(training: Training) -> State:
     return State(0, rows, cols, training.rule.first(), None)
 
 
+class ReadAhead(NamedTuple):
+    """Which ratings a task reads ahead of time for a later one of the same process.
+
+    Attributes
+    ----------
+    readers : sequence, shape (n_row_blocks,)
+        The process that visits each row block.
+    distance : int
+        How many visits of that process ahead: as many as it has threads.
+    """
+
+    readers: Sequence[Hashable]
+    distance: int
+
+    def upcoming(self, visits: Sequence[BlockKey]) -> list[BlockKey | None]:
+        """Return for each of some visits, in the order of time, the block that is read ahead, None at the end."""
+        found: list[BlockKey | None] = []
+        later: dict[Hashable, deque[BlockKey]] = defaultdict(lambda: deque(maxlen=self.distance))
+        for block in reversed(visits):
+            queue = later[self.readers[block.row]]
+            found.append(queue[-1] if len(queue) == self.distance else None)
+            queue.appendleft(block)
+        return found[::-1]
+
+
 class _Builder:
     """Collects the tasks of one graph; keys are unique to its token."""
 
@@ -182,11 +208,18 @@ class _Builder:
         return TaskRef(key)
 
     def graph(self, lead: int | None) -> Graph:
-        return Graph(self.tasks, self.homes, self.steps, lead)
+        waiting = {key for key in self.tasks if isinstance(key, tuple) and str(key[0]).startswith(WAITING)}
+        return Graph(self.tasks, self.homes, self.steps, waiting, lead)
 
 
 def build_generation(
-    training: Training, state: State, n_epochs: int, token: str, owners: Sequence[Hashable], save_every: int
+    training: Training,
+    state: State,
+    n_epochs: int,
+    token: str,
+    owners: Sequence[Hashable],
+    save_every: int,
+    read_ahead: ReadAhead,
 ) -> Generation:
     """Return the graph that trains `n_epochs` more epochs from `state`.
 
@@ -204,9 +237,15 @@ def build_generation(
         Owner of each row block. A column block that moves to a row block of the same owner moves as it is.
     save_every : int
         Save the factor blocks whenever so many epochs are done in all, and at the end.
+    read_ahead : ReadAhead
+        Which ratings are read ahead of time.
     """
     build = _Builder(token)
-    shape, n_steps = training.blocks.shape, max(training.blocks.shape)
+    n_steps = max(training.blocks.shape)
+    epochs = range(state.epoch, state.epoch + n_epochs)
+    schedule = {epoch: strata(training.blocks.shape, epoch, training.seed) for epoch in epochs}
+    visits = [block for epoch in epochs for stratum in schedule[epoch] for block in stratum]
+    upcoming = iter(read_ahead.upcoming(visits))
     constants = build.keep("training", value=training)
     at = _column_owners(training, state.epoch, owners)
     sources: Sequence[Source | TaskRef] = state.rows
@@ -215,9 +254,9 @@ def build_generation(
     steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
     passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, 0.0))}
     snapshots: dict[int, Key] = {}
-    for epoch in range(state.epoch, state.epoch + n_epochs):
+    for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
-        for subepoch, stratum in enumerate(strata(shape, epoch, training.seed)):
+        for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
                 column = cols[block.col]
@@ -228,7 +267,8 @@ def build_generation(
                     rows[block.row] = build.put(
                         "load-rows", epoch, block.row, call=load_rows, args=source, step=step - LEAD, home=owner
                     )
-                args = [rows[block.row], column, steps[epoch], constants, block, epoch, block.col in fresh]
+                is_fresh = block.col in fresh
+                args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=visit, args=args, step=step, home=owner)
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
@@ -247,12 +287,15 @@ def build_generation(
             if training.rows_on_disk:
                 sources, rows = saved[: len(rows)], {}
     del passed[state.epoch - 1], steps[state.epoch]  # the state has them
-    epochs, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
-    return Generation(build.graph(_lead(training)), epochs, step_keys, snapshots)
+    passed_keys, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
+    return Generation(build.graph(_lead(training)), passed_keys, step_keys, snapshots)
 
 
 def _lead(training: Training) -> int | None:
-    return LEAD if training.rows_on_disk else None
+    """Return how far threads may run ahead of what is still to be saved, which is in memory until then."""
+    if training.rows_on_disk:
+        return LEAD
+    return max(training.blocks.shape) if training.folder else None
 
 
 def _column_owners(training: Training, epoch: int, owners: Sequence[Hashable]) -> dict[int, Hashable]:
@@ -319,8 +362,11 @@ def visit(
     block: BlockKey,
     epoch: int,
     is_fresh: bool,
+    upcoming: BlockKey | None,
 ) -> Visited:
     """Train on one block and return the updated row block and column block; the ones that came in stay as they are."""
+    if upcoming is not None:
+        training.blocks.prefetch(upcoming)
     column = column_of(column)
     rows, cols = factors.thawed(previous.rows), factors.thawed(column.side)
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))

@@ -6,6 +6,7 @@ users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count
 
 import functools
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,11 +19,13 @@ import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
 from distmf.errors import RatingsError
-from distmf.factors import Source, fetch
+from distmf.factors import FLOAT_BYTES, Source, fetch
+from distmf.filesystem import is_local
 from distmf.graph import State, Training
 from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.ids import IdMap, salt
+from distmf.memory import GATHERED_BYTES
 from distmf.store import Folder, Kind
 
 KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
@@ -56,22 +59,30 @@ class Side:
 
     @classmethod
     def of_training(cls, training: Training, name: Literal["user", "item"], sources: Sequence[Source]) -> Self:
-        """Return the side of trained factor blocks, in units of the ratings, of which one at a time is in memory."""
-        table, scale = training.blocks.ids(name), training.hyper.scale
+        """Return the side of trained factor blocks, in units of the ratings, of which one at a time is in memory.
+
+        Where the row blocks lie on disk, so do the factors of the users: in a file that is gone when nobody uses them.
+        """
+        table = training.blocks.ids(name)
         order = pc.sort_indices(table["id"]).to_numpy()
-        positions = np.empty(len(order), dtype=np.int64)
-        positions[order] = np.arange(len(order))
-        factors = np.empty((len(order), training.rank), dtype=np.float32)
-        biases = np.empty(len(order), dtype=np.float32)
-        begin = 0
-        for source in sources:
-            block = fetch(source, training.folder, training.rank)
-            there = positions[begin : begin + len(block.biases)]
-            factors[there] = block.factors[:, : training.rank] * np.float32(math.sqrt(scale))
-            biases[there] = block.biases * np.float32(scale)
-            begin += len(block.biases)
-        ids = table["id"].take(pa.array(order)).combine_chunks()
-        return cls(ids, factors, biases, table["count"].to_numpy()[order])
+        positions = np.empty(len(order), dtype=np.min_scalar_type(len(order)))
+        positions[order] = np.arange(len(order), dtype=positions.dtype)
+        ids, counts = table["id"].take(pa.array(order)).combine_chunks(), table["count"].to_numpy()[order]
+        del table, order
+        biases = np.empty(len(ids), dtype=np.float32)
+        if name == "item" or not training.rows_on_disk:
+            factors = np.empty((len(ids), training.rank), dtype=np.float32)
+            _gather(training, sources, positions, 0, factors, biases)
+            return cls(ids, factors, biases, counts)
+        part = np.empty((max(1, GATHERED_BYTES // (FLOAT_BYTES * training.rank)), training.rank), dtype=np.float32)
+        with tempfile.TemporaryFile(dir=_local_folder(training)) as file:
+            for begin in range(0, len(ids), len(part)):
+                part = part[: len(ids) - begin]
+                _gather(training, sources, positions, begin, part, biases)
+                file.write(part.data)
+            file.flush()
+            factors = np.memmap(file, np.float32, "r", shape=(len(ids), training.rank))
+        return cls(ids, factors, biases, counts)
 
     @functools.cached_property
     def map(self) -> IdMap:
@@ -95,6 +106,31 @@ class Side:
         columns = {name: table[name].combine_chunks() for name in ("id", "bias", "factors", "count")}
         factors = columns["factors"].flatten().to_numpy(zero_copy_only=False).reshape(-1, rank)
         return cls(columns["id"], factors, columns["bias"].to_numpy(), columns["count"].to_numpy())
+
+
+def _gather(
+    training: Training,
+    sources: Sequence[Source],
+    positions: npt.NDArray[Any],
+    begin: int,
+    factors: Float32,
+    biases: Float32,
+) -> None:
+    """Put the rows of factor blocks at their positions from `begin` on, as far as `factors` goes, and all biases."""
+    scale, rank, first = training.hyper.scale, training.rank, 0
+    for source in sources:
+        block = fetch(source, training.folder, rank)
+        there = positions[first : first + len(block.biases)].astype(np.int64)
+        first += len(there)
+        biases[there] = block.biases * np.float32(scale)
+        rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
+        factors[there[rows] - begin] = block.factors[rows, :rank] * np.float32(math.sqrt(scale))
+
+
+def _local_folder(training: Training) -> str | None:
+    """Return a folder on a local disk with space for factors; None for where temporary files go."""
+    folder = training.folder
+    return folder.path if folder and is_local(folder.fs) else None
 
 
 class Recommendations(NamedTuple):

@@ -1,13 +1,16 @@
-"""Which process this is, in words that other processes can check, here or on another machine. Linux."""
+"""Which process this is, in words that others can check, here or elsewhere; and what memory it may have. Linux."""
 
+import contextlib
 import hashlib
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Process(NamedTuple):
@@ -73,3 +76,25 @@ def _start(pid: int | str) -> int:
     """Return when a process was started; -1 if it has ended, and its parent has not asked for its exit code yet."""
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()  # a name may hold spaces and brackets
     return -1 if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def memory_limit() -> int:
+    """Return the bytes that this process may use: those of its control group if it is limited, else of the machine."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for line in (PROC / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            limits += _limits(CGROUPS / "memory", path, "memory.limit_in_bytes")
+        elif not controllers:
+            limits += _limits(CGROUPS, path, "memory.max")
+    return min(limits)
+
+
+def _limits(mount: Path, path: str, name: str) -> Iterator[int]:
+    """Yield the limits of a control group and of those that it is in; in a container, only the last may be visible."""
+    group = mount / path.lstrip("/")
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            yield int((folder / name).read_text())
+        if folder == mount:
+            return

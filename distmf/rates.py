@@ -20,7 +20,17 @@ from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.engine import new_token
 from distmf.factors import First, frozen, thawed
-from distmf.graph import Column, Generation, State, Training, Visited, build_generation, column_of, visit
+from distmf.graph import (
+    Column,
+    Generation,
+    ReadAhead,
+    State,
+    Training,
+    Visited,
+    build_generation,
+    column_of,
+    visit,
+)
 from distmf.grid import BlockKey, Shape, bytes_per_line, offset_dtype, tile_shape
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from distmf.stepsize import StepRule
@@ -249,7 +259,8 @@ def hollow_generation(
     training = Training(blocks, Hyperparameters(0.0, 1.0, 0.0, 0.0), StepRule(1.0, 1.0), 1, 0)
     rows, cols = (tuple(First((0,), 1, 0.0, np.empty(0, dtype=np.int64)) for _ in range(n)) for n in shape)
     state = State(0, rows, cols, training.rule.first(), None)
-    generation = build_generation(training, state, n_epochs, new_token(), owners, n_epochs)
+    read_ahead = ReadAhead(owners, 1)  # of nothing: the tasks that would do it are replaced
+    generation = build_generation(training, state, n_epochs, new_token(), owners, n_epochs, read_ahead)
     tasks = {
         key: Task(key, _visit_nothing, pause, *task.args) if isinstance(task, Task) and task.func is visit else task
         for key, task in generation.graph.tasks.items()

@@ -14,10 +14,12 @@ import posixpath
 import re
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,10 +35,13 @@ from distmf.filesystem import (
     opened,
     path_type,
     read_range,
+    read_range_into,
     temporary_name,
     url_to_fs,
     whole_file,
 )
+
+Value = TypeVar("Value")
 
 CHUNK_BYTES = 1 << 24
 MISSING = errno.ENOENT, errno.ENOTDIR
@@ -155,22 +160,34 @@ class Folder(NamedTuple):
 
         A part of a file on an object store is one request.
         """
+        data = self._read(name, lambda path: read_range(self.fs, path, start, length))
+        if length >= 0:
+            self._check_length(name, start, length, len(data))
+        return data
+
+    def read_into(self, name: str, start: int, buffer: npt.NDArray[np.uint8]) -> None:
+        """Fill a buffer with the bytes of a file from `start`; errors are those of `read`."""
+        n_bytes = self._read(name, lambda path: read_range_into(self.fs, path, start, buffer))
+        self._check_length(name, start, len(buffer), n_bytes)
+
+    def _read(self, name: str, read: Callable[[str], Value]) -> Value:
         path = self.child(name)
         try:
             with explained(f"{self}: the file {name} cannot be read"):
-                data = read_range(self.fs, path, start, length)
+                return read(path)
         except StoreError as err:
             if err.errno not in MISSING:
                 raise
             raise StoreError(
                 f"{self}: the file {name} is missing; restore it or make the folder again", err.errno
             ) from err
-        if length >= 0 and len(data) != length:
+
+    def _check_length(self, name: str, start: int, expected: int, found: int) -> None:
+        if found != expected:
             raise StoreError(
-                f"{self}: the file {name} is truncated: {start + length:,} bytes expected, {start + len(data):,} "
-                "found; restore it or make the folder again"
+                f"{self}: the file {name} is truncated: {start + expected:,} bytes expected, {start + found:,} found; "
+                "restore it or make the folder again"
             )
-        return data
 
     def delete(self) -> None:
         """Remove the folder, if it is there."""

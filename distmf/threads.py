@@ -7,7 +7,7 @@ epochs late, and are held in memory until then. Here the earliest step goes firs
 import heapq
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -62,8 +62,7 @@ class ThreadEngine:
         running: dict[Key, Future[Any]] = {}
         with self._pool() as pool:  # which waits for the tasks under way, whatever happens
             while left:
-                while len(running) < self.n_slots and queue.may_take(running):
-                    key = queue.take()
+                while (key := queue.take(running, self.n_slots)) is not None:
                     running[key] = pool.submit(graph.tasks[key], queue.inputs(key))
                     running[key].add_done_callback(lambda _, key=key: ended.put(key))  # type: ignore[misc]
                 key = ended.get()
@@ -75,7 +74,7 @@ class ThreadEngine:
         return [queue.values[key] for key in keys]
 
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.n_slots, thread_name_prefix="distmf")
+        return ThreadPoolExecutor(2 * self.n_slots, thread_name_prefix="distmf")  # to compute, and to wait
 
 
 class _Queue:
@@ -83,8 +82,8 @@ class _Queue:
 
     Attributes
     ----------
-    ready : list
-        A heap of step, number, and key.
+    ready : dict
+        Heaps of step, number, and key: of the tasks that compute (False), and of those that wait for a disk (True).
     values : dict
         Key to value.
     """
@@ -99,22 +98,22 @@ class _Queue:
                 self.users[needed].append(key)
         self.n_users = {key: len(users) for key, users in self.users.items()}
         self.values: dict[Key, Any] = {}
-        self.ready: list[tuple[int, int, Key]] = []
+        self.ready: dict[bool, list[tuple[int, int, Key]]] = {False: [], True: []}
         for key, n_missing in self.n_missing.items():
             if not n_missing:
                 self._add(key)
 
-    def may_take(self, running: Iterable[Key]) -> bool:
-        """Return whether there is a task to run next, not too far ahead of those under way."""
-        if not self.ready or self.graph.lead is None:
-            return bool(self.ready)
-        earliest = min((self.graph.steps.get(key, 0) for key in running), default=self.ready[0][0])
-        return self.ready[0][0] <= earliest + self.graph.lead
-
-    def take(self) -> Key:
-        """Return the task to run next."""
-        _, _, key = heapq.heappop(self.ready)
-        return key
+    def take(self, running: Collection[Key], n_slots: int) -> Key | None:
+        """Return the task to run next, None if there is none, or no slot of its kind, or it is too far ahead."""
+        steps = self.graph.steps
+        heads = [ready[0][0] for ready in self.ready.values() if ready]
+        earliest = min([steps.get(key, 0) for key in running] + heads, default=0)
+        for kind, ready in self.ready.items():
+            n_running = sum((key in self.graph.waiting) == kind for key in running)
+            is_near = ready and (self.graph.lead is None or ready[0][0] <= earliest + self.graph.lead)
+            if is_near and n_running < n_slots:
+                return heapq.heappop(ready)[-1]
+        return None
 
     def inputs(self, key: Key) -> dict[Key, Any]:
         """Return the values that a task needs, by key."""
@@ -133,4 +132,4 @@ class _Queue:
                 del self.values[needed]
 
     def _add(self, key: Key) -> None:
-        heapq.heappush(self.ready, (self.graph.steps.get(key, 0), self.numbers[key], key))
+        heapq.heappush(self.ready[key in self.graph.waiting], (self.graph.steps.get(key, 0), self.numbers[key], key))

@@ -24,7 +24,16 @@ from distmf.checkpoint import Checkpoint, Progress
 from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
-from distmf.graph import Cost, Generation, State, Training, build_generation, build_measurement, first_state
+from distmf.graph import (
+    Cost,
+    Generation,
+    ReadAhead,
+    State,
+    Training,
+    build_generation,
+    build_measurement,
+    first_state,
+)
 from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
 from distmf.stepsize import StepState
@@ -164,10 +173,11 @@ class Trainer:
         token = new_token()
         tasks: dict[Key, Task] = {}
         homes: dict[Key, Hashable] = {}
+        keep = not self.training.rows_on_disk
         for n, source in enumerate((*state.rows, *state.cols)):
             if isinstance(source, Saved):
                 key = (f"verify-{token}", n)
-                tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank)
+                tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank, keep)
                 homes[key] = owners[n % len(owners)]
         found = run_through_losses(self.engine, Graph(tasks, homes), list(tasks))
         problems = [problem for problem in found if problem]
@@ -201,7 +211,9 @@ class Trainer:
         state = self.progress.state
         owners = self.engine.owners(self.training.blocks.shape.rows)
         token = new_token()
-        generation = build_generation(self.training, state, until - state.epoch, token, owners, self.save_every)
+        generation = build_generation(
+            self.training, state, until - state.epoch, token, owners, self.save_every, self._read_ahead(owners)
+        )
         watch = _Watch(self, generation, self.progress, say)
         start = time.perf_counter()
         try:
@@ -212,6 +224,10 @@ class Trainer:
         if self.checkpoint:
             self.checkpoint.sweep()
         return watch.reached
+
+    def _read_ahead(self, owners: Sequence[Hashable]) -> ReadAhead:
+        readers = [None] * len(owners) if self.engine.shares_memory else owners
+        return ReadAhead(readers, max(1, self.engine.n_slots // len(set(readers))))
 
     def judge(self, costs: Sequence[float], cost: Cost) -> Reached:
         """Return what happens in an epoch, given the costs of those before and its own."""

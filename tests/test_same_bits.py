@@ -157,7 +157,7 @@ def test_visit__is_pure(tmp_path: Path) -> None:
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
     row, column = graph.load_rows(state.rows[block.row], training), graph.load_column(state.cols[block.col], training)
-    arguments = row, column, state.step, training, block, 3, True
+    arguments = row, column, state.step, training, block, 3, True, None
 
     def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
         return [array.copy() for array in side]

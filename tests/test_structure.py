@@ -20,6 +20,7 @@ errors clock sizes buffers progress cache process filesystem engine encoding
 kernel store grid stepsize history threads cluster
 ids schedule ratings matrix factors lock engines
 blocks jobs
+memory
 records tiles
 counting graph
 scattering
