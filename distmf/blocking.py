@@ -32,7 +32,7 @@ from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.memory import Sizes, finer_rows, usable_memory
+from distmf.memory import Portions, Sizes, check_blocking, finer_rows, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
@@ -132,36 +132,29 @@ def block_ratings(
         "rank": int(rank),
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
+        portions = Portions.within(limit, engine.n_slots) if engine.shares_memory else Portions()
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         spans = ratings.spans(min(max(ratings.n_rows // SPANS, SMALLEST_SPAN), LARGEST_SPAN))
-        counted = count_ratings(engine, spans, settings, folder)
+        counted = count_ratings(engine, spans, settings, folder, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
         if not all(folder.fs.isfile(folder.child(name)) for name in KIND.tables):
-            _write_ids(
-                folder,
-                merge_counts(engine, folder, counted),
-                (ratings.id_types[user], ratings.id_types[item]),
-                settings,
-            )
+            counts = merge_counts(engine, folder, counted, portions)
+            _write_ids(folder, counts, (ratings.id_types[user], ratings.id_types[item]), settings)
+            del counts
         folder.remove(COUNTS)
-        users, items = (
-            folder.read_table(name, checksum, ["count"])["count"].to_numpy()
-            for name, checksum in folder.checksums(KIND.tables).items()
-        )
-        if not users.any():
+        sides = _read_counts(folder)
+        if not sides[0].any():
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
-        shape = Shape(*grid) if grid else choose_shape(len(users), len(items), ratings.n_rows, rank, budget)
-        layout = _layout(users, items, values, settings, shape)
-        if not grid and client is None:
-            n_bytes = ratings.n_rows * sum(dtype.itemsize for dtype in layout.dtypes)
-            sizes = Sizes.expected(len(users), len(items), rank, shape, n_bytes)
-            finer = finer_rows(sizes, engine.n_slots, limit)
-            if finer and finer != shape:
-                logger.info("grid of %d × %d blocks, so that training fits in %s", *finer, format_bytes(limit))
-                layout = _layout(users, items, values, settings, finer)
-        runs = scatter_ratings(engine, spans, settings, layout, folder)
-        row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows)
+        n_users, n_items = map(len, sides)
+        shape = Shape(*grid) if grid else choose_shape(n_users, n_items, ratings.n_rows, rank, budget, engine.n_slots)
+        layout = _layout(*sides, values, settings, shape)
+        if engine.shares_memory:
+            fitting = _fit(layout, values, rank, engine.n_slots, limit, portions, given=grid is not None)
+            layout = _layout(*sides, values, settings, fitting)
+        del sides
+        runs = scatter_ratings(engine, spans, settings, layout, folder, portions)
+        row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)
         _finish(folder, settings, layout, values, row_blocks)
     blocks = open_blocks(path)
     logger.info(
@@ -263,11 +256,39 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
         places = Places.read(folder, folder.checksums(KIND.tables), settings, layout)
         offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")
         runs = [(f"{RUNS}/0", offset) for offset in offsets]
-        row_blocks = merge_runs(engine, folder, settings, layout, runs, len(values))
+        row_blocks = merge_runs(engine, folder, settings, layout, runs, len(values), Portions())
         _finish(folder, settings, layout, found, row_blocks)
         for name in (RUNS, DONE):
             folder.remove(name)
     return open_blocks(path)
+
+
+def _read_counts(folder: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers of ratings of users and items."""
+    users, items = (
+        folder.read_table(name, checksum, ["count"])["count"].to_numpy()
+        for name, checksum in folder.checksums(KIND.tables).items()
+    )
+    return users, items
+
+
+def _fit(
+    layout: Layout, values: Values, rank: int, threads: int, limit: int, portions: Portions, *, given: bool
+) -> Shape:
+    """Return the grid on which blocking and training fit in `limit` bytes: with more row blocks, if it is not `given`.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If blocking does not fit. If it does, and training does not, the blocks may still be trained elsewhere.
+    """
+    n_bytes = values.moments.n * sum(dtype.itemsize for dtype in layout.dtypes)
+    sizes = Sizes.expected(layout.row_cuts[-1], layout.col_cuts[-1], rank, layout.shape, values.moments.n, n_bytes)
+    finer = layout.shape if given else finer_rows(sizes, threads, limit, portions) or layout.shape
+    if finer != layout.shape:
+        logger.info("a grid of %d × %d blocks, so that training fits in %s", *finer, format_bytes(limit))
+    check_blocking(sizes.on(finer), threads, limit, portions)
+    return finer
 
 
 def _layout(

@@ -5,11 +5,14 @@ free. Allocators give large pieces back to the system at once, above all in Dask
 longer than the copy that goes into them.
 """
 
+import contextlib
+import ctypes
 import threading
 from collections import defaultdict
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 CACHE_LINE = 64  # bytes
 STEPS = 16  # sizes between two powers of two: row blocks differ by a few rows, and should fit into the same buffers
@@ -78,6 +81,13 @@ class _Loan:
 
 aligned_empty = Pool().empty  # factors
 empty_bytes = Pool().empty_bytes  # blocks of ratings
+
+
+def give_back_idle_memory() -> None:
+    """Give the memory that allocators keep for later back to the system: what comes next needs it otherwise."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def aligned_copy(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

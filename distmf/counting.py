@@ -23,6 +23,7 @@ from distmf.engine import Engine, Graph, new_token, run_through_losses
 from distmf.filesystem import opened
 from distmf.ids import Hashes, IdCounts, hash_ids, mix, salt
 from distmf.jobs import run_stage
+from distmf.memory import Portions
 from distmf.ratings import Batch, Ratings, read_batches
 from distmf.store import Folder
 from distmf.tiles import Duplicates
@@ -30,8 +31,6 @@ from distmf.tiles import Duplicates
 logger = logging.getLogger(__name__)
 
 MAX_CODES = 256  # distinct ratings that fit in one byte
-IDS_AT_ONCE = 1 << 22  # counted before they are written; 16 bytes each, twice while two parts are merged
-MERGED_AT_ONCE = 1 << 21  # counts, of any spans
 MAX_BUCKETS = 256
 COUNTS = "counts"
 SIDES = "users", "items"
@@ -126,7 +125,9 @@ class Counted(NamedTuple):
         return cls(Values(tuple(distinct), low, high, Moments(*moments)), files)
 
 
-def count_ratings(engine: Engine, spans: Sequence[Ratings], settings: Settings, folder: Folder) -> list[Counted]:
+def count_ratings(
+    engine: Engine, spans: Sequence[Ratings], settings: Settings, folder: Folder, portions: Portions
+) -> list[Counted]:
     """Count all ratings, span by span, into files.
 
     Raises
@@ -134,7 +135,7 @@ def count_ratings(engine: Engine, spans: Sequence[Ratings], settings: Settings, 
     RatingsError
         If a piece does not hold what it should.
     """
-    calls = [(_count_span, span, settings, folder, n, _n_buckets(len(spans))) for n, span in enumerate(spans)]
+    calls = [(_count_span, span, settings, folder, n, _n_buckets(len(spans)), portions) for n, span in enumerate(spans)]
     found = run_stage(engine, folder, "counting", calls, [span.n_rows for span in spans])
     return [Counted.of_json(counted) for counted in found]
 
@@ -143,7 +144,9 @@ def _n_buckets(n_spans: int) -> int:
     return 1 if n_spans == 1 else min(MAX_BUCKETS, 1 << (4 * n_spans).bit_length())
 
 
-def _count_span(ratings: Ratings, settings: Settings, folder: Folder, span: int, n_buckets: int) -> Counted:
+def _count_span(
+    ratings: Ratings, settings: Settings, folder: Folder, span: int, n_buckets: int, portions: Portions
+) -> Counted:
     values: list[Values] = []
     files: list[tuple[int, int]] = []
     sides: tuple[list[IdCounts], list[IdCounts]] = [], []
@@ -155,11 +158,11 @@ def _count_span(ratings: Ratings, settings: Settings, folder: Folder, span: int,
             parts.clear()
         files.append((len(counts[0].hashes), len(counts[1].hashes)))
 
-    for batch in read_batches(ratings):
+    for batch in read_batches(ratings, portions.batch):
         values.append(Values.of(batch.rating))
         for parts, new in zip(sides, _count_batch(batch, settings), strict=True):
             _add(parts, new)
-        if sum(len(part.hashes) for parts in sides for part in parts) > IDS_AT_ONCE:
+        if sum(len(part.hashes) for parts in sides for part in parts) > portions.counts:
             write()
     if sides[0]:
         write()
@@ -192,14 +195,14 @@ def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
             out.write_batch(batch.slice(begin, end - begin))
 
 
-def merge_counts(engine: Engine, folder: Folder, counted: Sequence[Counted]) -> Sides:
+def merge_counts(engine: Engine, folder: Folder, counted: Sequence[Counted], portions: Portions) -> Sides:
     """Return the counts of all spans together: 16 bytes for each id, and the ids if they are strings."""
     n_buckets, token = _n_buckets(len(counted)), new_token()
     tasks: dict[Key, Any] = {}
     groups: list[list[Key]] = []
     for n, side in enumerate(SIDES):
         n_counts = sum(file[n] for span in counted for file in span.files)
-        n_groups = min(n_buckets, -(-n_counts // MERGED_AT_ONCE))
+        n_groups = min(n_buckets, -(-n_counts // portions.counts))
         edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
         names = [_file(span, number, side) for span, found in enumerate(counted) for number in range(len(found.files))]
         groups.append([(f"merge-{side}-{token}", group) for group in range(n_groups)])

@@ -13,7 +13,9 @@ from distmf.errors import MemoryBudgetError
 
 LANES = 16
 MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about 900 tasks a second
+FEW_SLOTS = 8
 RATINGS_PER_BLOCK = 500_000  # below this, the cost of a task shows beside its work
+RATINGS_PER_LINE = 12  # of a block's users and items: below this, copying their factors shows beside the kernel
 RATINGS_PER_TILE = 512  # above this, a tile's rows are reused while they are in the cache
 LEAST_PER_TILE = 32  # below this, the table of tiles and the way from tile to tile cost too much
 BYTES_PER_RATING = 8  # two offsets within a tile and a float32, at their widest in a dense enough matrix
@@ -59,18 +61,23 @@ def projected_bytes(n_ratings: int, n_rows: int, n_cols: int, rank: int) -> int:
     return 2 * bytes_per_line(rank) * (n_rows + n_cols) + BYTES_PER_RATING * n_ratings
 
 
-def choose_shape(n_users: int, n_items: int, n_ratings: int, rank: int, memory_per_task: int) -> Shape:
-    """Return the coarsest square grid whose tasks fit in `memory_per_task` and that still has work for several threads.
+def choose_shape(
+    n_users: int, n_items: int, n_ratings: int, rank: int, memory_per_task: int, n_slots: int = 1
+) -> Shape:
+    """Return the coarsest square grid whose tasks fit in `memory_per_task` and that still has work for all threads.
 
-    It depends on the ratings and the arguments alone, not on the machine, so that the same ratings train to the same
-    model wherever they are blocked.
+    Up to `FEW_SLOTS` threads it depends on the ratings and the other arguments alone, so that the same ratings train to
+    the same model wherever they are blocked; for `n_slots` more than that, it has two row blocks for each.
 
     Raises
     ------
     MemoryBudgetError
         If no grid is fine enough.
     """
-    n_blocks = min(16, max(4, round(math.sqrt(n_ratings / RATINGS_PER_BLOCK))))
+    per_task, per_copy = math.sqrt(n_ratings / RATINGS_PER_BLOCK), n_ratings / (n_users + n_items) / RATINGS_PER_LINE
+    n_blocks = min(2 * FEW_SLOTS, max(4, round(min(per_task, per_copy))))
+    if n_slots > FEW_SLOTS:
+        n_blocks = min(2 * n_slots, MAX_BLOCKS)
     while True:
         shape = Shape(min(n_blocks, n_users), min(n_blocks, n_items))
         # Blocks are balanced by a random permutation: a fifth more than the mean is left for chance.

@@ -16,6 +16,7 @@ from typing import Any
 from dask._task_spec import Task
 from dask.typing import Key
 
+from distmf.buffers import give_back_idle_memory
 from distmf.engine import Engine, Graph, new_token, run_through_losses
 from distmf.errors import MemoryBudgetError, RatingsError, StoreError
 from distmf.filesystem import explained
@@ -135,6 +136,7 @@ def run_stage(
     on_done = progress_of_tasks(logger, verb, {n: sizes[n] for n in left})
     keys = [(name, n) for n in left]
     found = dict(zip(left, run_through_losses(engine, Graph(tasks), keys, on_done) if keys else [], strict=True))
+    engine.everywhere(give_back_idle_memory)
     return [found[n] if n in found else json.loads(folder.read(_file(verb, n))) for n in range(len(calls))]
 
 

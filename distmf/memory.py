@@ -1,6 +1,7 @@
-"""What training in one process needs, in named amounts of bytes, and what to do where that is too much.
+"""What blocking and training in one process need, in named amounts of bytes, and what to do where that is too much.
 
-Amounts are those at the peak; the plan for the workers of a cluster is in `footprint`.
+Amounts are those at the peak, of memory that is really the process's own: the pages of files and of shared libraries do
+not count, as the system takes them back when it needs them. The plan for the workers of a cluster is in `footprint`.
 """
 
 from typing import NamedTuple
@@ -13,11 +14,18 @@ from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 
-LIBRARIES = 350 << 20  # Python, Arrow, Dask, the compiler and what it made
+LIBRARIES = 150 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 5  # row blocks from the disk, besides one for each column block: those to come, and those to be saved
 ID_BYTES = 48  # of an integer id while a model is put in the order of the ids
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once
+SMALLEST_PORTION = 1 << 15
 DEFAULT_SHARE = 0.75  # of the memory that the process may use: the rest is for files that are read and written
+READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
+BATCH_BYTES = 100  # of a rating on its way through either pass: decoded, hashed, located, sorted
+COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
+RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
+SORT_BYTES = 140  # of a rating of the block that is put in order
+NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
 BALANCE = 1.2  # the largest block over the mean: blocks are balanced by a random permutation
 
 
@@ -34,6 +42,8 @@ class Sizes(NamedTuple):
         Users of the tallest row block, items of the widest column block.
     largest_block, all_blocks : int
         Bytes of ratings.
+    n_ratings : int
+        Their number.
     """
 
     n_users: int
@@ -44,27 +54,133 @@ class Sizes(NamedTuple):
     col_lines: int
     largest_block: int
     all_blocks: int
+    n_ratings: int
 
     @classmethod
     def of(cls, blocks: Blocks, rank: int) -> "Sizes":
         """Return the sizes of a training on blocks."""
         lengths = [entry.length for entry in blocks.entries.values()]
         tallest, widest = (int(np.diff(cuts).max()) for cuts in blocks.layout[:2])
-        return cls(blocks.n_users, blocks.n_items, rank, blocks.shape, tallest, widest, max(lengths), sum(lengths))
+        n_ratings = blocks.n_ratings + blocks.n_holdout
+        shape, n_bytes = blocks.shape, sum(lengths)
+        return cls(blocks.n_users, blocks.n_items, rank, shape, tallest, widest, max(lengths), n_bytes, n_ratings)
 
     @classmethod
-    def expected(cls, n_users: int, n_items: int, rank: int, shape: Shape, all_blocks: int) -> "Sizes":
+    def expected(cls, n_users: int, n_items: int, rank: int, shape: Shape, n_ratings: int, n_bytes: int) -> "Sizes":
         """Return the sizes on a grid that is not made yet."""
+        row_lines, col_lines = -(-n_users // shape.rows), -(-n_items // shape.cols)
+        largest = int(BALANCE * n_bytes) // (shape.rows * shape.cols)
+        tallest, widest = int(BALANCE * row_lines), int(BALANCE * col_lines)
+        return cls(n_users, n_items, rank, shape, tallest, widest, largest, n_bytes, n_ratings)
+
+    def on(self, shape: Shape) -> "Sizes":
+        """Return the sizes that are expected on another grid."""
+        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, self.n_ratings, self.all_blocks)
+
+    @property
+    def largest_ratings(self) -> int:
+        """Ratings of the largest block."""
+        return self.n_ratings * self.largest_block // self.all_blocks
+
+
+class Portions(NamedTuple):
+    """How much a thread takes at once while it blocks.
+
+    Attributes
+    ----------
+    batch : int
+        Ratings that are read.
+    counts : int
+        Ids that are counted before they are written, and counts that are merged.
+    records : int
+        Records that are read to be sorted, if a block has no more.
+    """
+
+    batch: int = 1 << 20
+    counts: int = 1 << 21
+    records: int = 1 << 24
+
+    @classmethod
+    def within(cls, limit: int, threads: int) -> "Portions":
+        """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If they would be so small that blocking takes forever.
+        """
+        least = cls(*[SMALLEST_PORTION] * 3)
+        needed = blocking_bytes(least, 0, 0, threads).total
+        if needed > limit:
+            raise MemoryBudgetError(
+                f"blocking with {threads} threads needs at least {format_bytes(needed)}, but it may use "
+                f"{format_bytes(limit)}; take fewer threads, or allow more (--memory)"
+            )
+        share = ((limit - LIBRARIES) // threads - READER_BYTES) // 2  # the other half is for the ids
         return cls(
-            n_users,
-            n_items,
-            rank,
-            shape,
-            int(BALANCE * -(-n_users // shape.rows)),
-            int(BALANCE * -(-n_items // shape.cols)),
-            int(BALANCE * all_blocks) // (shape.rows * shape.cols),
-            all_blocks,
+            *(
+                max(SMALLEST_PORTION, min(usual, share // n_bytes))
+                for usual, n_bytes in zip(cls(), (BATCH_BYTES + 16, COUNT_BYTES, 4 * RECORD_BYTES), strict=True)
+            )
         )
+
+
+class BlockingBytes(NamedTuple):
+    """Memory of a process that blocks, in bytes.
+
+    Attributes
+    ----------
+    libraries : int
+        Python and what it imports.
+    ids : int
+        All ids: integers; strings take their length and 8 bytes more, three times.
+    batches : int
+        Ratings on their way through either pass.
+    counts : int
+        Ids and their counts, while they are counted and merged.
+    sorting : int
+        Records of the blocks that are put in order.
+    """
+
+    libraries: int
+    ids: int
+    batches: int
+    counts: int
+    sorting: int
+
+    @property
+    def total(self) -> int:
+        """The peak: the two passes come one after the other, and so do the two halves of the second."""
+        return self.libraries + max(self.batches + self.counts, self.ids + max(self.batches, self.counts), self.sorting)
+
+
+def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: int) -> BlockingBytes:
+    """Return what blocking needs: for so many ids, of users and items together, and ratings in the largest block."""
+    return BlockingBytes(
+        LIBRARIES,
+        NUMBERED_BYTES * n_ids,
+        threads * (READER_BYTES + BATCH_BYTES * portions.batch),
+        threads * COUNT_BYTES * portions.counts,
+        threads * (RECORD_BYTES * max(portions.records, largest_block) + SORT_BYTES * largest_block),
+    )
+
+
+def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -> BlockingBytes:
+    """Return what the second pass of blocking needs, if it fits.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it does not fit in `limit`; the message says what would.
+    """
+    needs = blocking_bytes(portions, sizes.n_users + sizes.n_items, sizes.largest_ratings, threads)
+    if needs.total > limit:
+        raise MemoryBudgetError(
+            f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} "
+            f"({_in_words(needs)}), but it may use {format_bytes(limit)}; take a finer grid (--grid) or fewer threads, "
+            "or allow more (--memory)"
+        )
+    return needs
 
 
 class TrainingBytes(NamedTuple):
@@ -174,26 +290,34 @@ def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:
     )
 
 
-def _in_words(needs: TrainingBytes) -> str:
+def _in_words(needs: BlockingBytes | TrainingBytes) -> str:
     parts = sorted(needs._asdict().items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts if n_bytes)
 
 
 def _way_out(sizes: Sizes, threads: int, limit: int) -> str:
     """Return what would fit."""
-    finer = finer_rows(sizes, threads, limit)
+    finer = finer_rows(sizes, threads, limit, None)
     grids = "" if finer is None else f"block again with --grid {finer.rows}x{finer.cols}, "
     return f"{grids}take a lower rank or fewer threads, or allow more (--memory)"
 
 
-def finer_rows(sizes: Sizes, threads: int, limit: int) -> Shape | None:
-    """Return the grid with the fewest more row blocks on which training fits in `limit`, None if none does."""
+def finer_rows(sizes: Sizes, threads: int, limit: int, portions: Portions | None) -> Shape | None:
+    """Return the grid with the fewest more row blocks on which training fits in `limit`, None if none does.
+
+    Blocking into it must fit too, if its `portions` are given.
+    """
     shape = sizes.shape
     while True:
-        there = Sizes.expected(sizes.n_users, sizes.n_items, sizes.rank, shape, sizes.all_blocks)
-        for on_disk in (False, True):
-            if training_bytes(there, threads, limit, rows_on_disk=on_disk).total <= limit:
-                return shape
+        there = sizes.on(shape)
+        fits = any(
+            training_bytes(there, threads, limit, rows_on_disk=on_disk).total <= limit for on_disk in (False, True)
+        )
+        if fits and portions:
+            n_ids = sizes.n_users + sizes.n_items
+            fits = blocking_bytes(portions, n_ids, there.largest_ratings, threads).total <= limit
+        if fits:
+            return shape
         if shape.rows >= min(MAX_BLOCKS, sizes.n_users):
             return None
         shape = Shape(min(2 * shape.rows, MAX_BLOCKS, sizes.n_users), shape.cols)

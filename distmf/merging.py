@@ -14,11 +14,10 @@ from distmf.counting import Settings
 from distmf.engine import Engine, new_token
 from distmf.grid import BlockKey
 from distmf.jobs import run_stage
+from distmf.memory import Portions
 from distmf.records import Format, Records, split_records
 from distmf.store import Folder
 from distmf.tiles import sort_part
-
-RECORDS_AT_ONCE = 1 << 24  # read of a row block, if its blocks are not larger
 
 
 class RowBlock(NamedTuple):
@@ -47,13 +46,19 @@ class RowBlock(NamedTuple):
 
 
 def merge_runs(
-    engine: Engine, folder: Folder, settings: Settings, layout: Layout, runs: Sequence[tuple[str, int]], n_ratings: int
+    engine: Engine,
+    folder: Folder,
+    settings: Settings,
+    layout: Layout,
+    runs: Sequence[tuple[str, int]],
+    n_ratings: int,
+    portions: Portions,
 ) -> list[RowBlock]:
     """Put the row blocks together, sorted by tile, row, column and rating.
 
     Parameters
     ----------
-    engine, folder, settings, layout
+    engine, folder, settings, layout, portions
         As everywhere.
     runs : sequence of tuple
         File of each run, and where it begins there.
@@ -61,20 +66,27 @@ def merge_runs(
         In all, for the progress.
     """
     shared = f"runs-{new_token()}"
-    calls = [(_merge_row_block, row, TaskRef(shared), layout, settings, folder) for row in range(layout.shape.rows)]
+    calls = [
+        (_merge_row_block, row, TaskRef(shared), layout, settings, folder, portions) for row in range(layout.shape.rows)
+    ]
     sizes = [n_ratings // layout.shape.rows] * layout.shape.rows
     found = run_stage(engine, folder, "merging", calls, sizes, {shared: DataNode(shared, runs)})
     return [RowBlock.of_json(row_block) for row_block in found]
 
 
 def _merge_row_block(
-    row: int, runs: Sequence[tuple[str, int]], layout: Layout, settings: Settings, folder: Folder
+    row: int,
+    runs: Sequence[tuple[str, int]],
+    layout: Layout,
+    settings: Settings,
+    folder: Folder,
+    portions: Portions,
 ) -> RowBlock:
     bounds = np.array([_bounds(folder, name, offset, row, layout) for name, offset in runs], dtype=np.int64)
     entries: list[BlockEntry] = []
     n_duplicates, duplicate, offset = 0, None, 0
     with folder.create(row_file(row)) as file:
-        for begin, end in _groups(bounds):
+        for begin, end in _groups(bounds, portions.records):
             stretches = [
                 _records(folder, name, at, layout, stretch)
                 for (name, at), stretch in zip(runs, bounds[:, begin : end + 1], strict=True)
@@ -99,12 +111,12 @@ def _merge_row_block(
     return RowBlock(entries, n_duplicates, duplicate)
 
 
-def _groups(bounds: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def _groups(bounds: npt.NDArray[np.int64], n_records: int) -> Iterator[tuple[int, int]]:
     """Yield ranges of sections, of whole blocks, that are read at once: as many as fit, but at least one block."""
     ends = (bounds[:, 2::2] - bounds[:, :1]).sum(axis=0)  # ratings up to the end of each block
     begin = 0
     for col in range(1, len(ends) + 1):
-        if col == len(ends) or ends[col] - (ends[begin - 1] if begin else 0) > RECORDS_AT_ONCE:
+        if col == len(ends) or ends[col] - (ends[begin - 1] if begin else 0) > n_records:
             yield 2 * begin, 2 * col
             begin = col
 

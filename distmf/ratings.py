@@ -154,8 +154,8 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
     return Ratings(fs, columns, {column: id_type for column, (id_type, _) in types.items()}, tuple(pieces))
 
 
-def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
-    """Yield the ratings of one row group in batches; memory does not grow with the row group.
+def read_piece(ratings: Ratings, piece: Piece, n_rows: int | None = None) -> Iterator[Batch]:
+    """Yield the ratings of one row group in batches of up to `n_rows`; memory does not grow with the row group.
 
     Raises
     ------
@@ -167,7 +167,8 @@ def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
     where = f"{display_name(ratings.fs, piece.path)}, row group {piece.row_group}"
     with _open(ratings.fs, piece.path) as parquet:
         names = ratings.columns.names
-        batches = parquet.iter_batches(BATCH_ROWS, row_groups=[piece.row_group], columns=names, use_threads=False)
+        n_rows = n_rows or BATCH_ROWS
+        batches = parquet.iter_batches(n_rows, row_groups=[piece.row_group], columns=names, use_threads=False)
         while (raw := _next(batches, where)) is not None:
             batch, found = _checked(raw, ratings)
             problems.update(found)
@@ -178,8 +179,8 @@ def read_piece(ratings: Ratings, piece: Piece) -> Iterator[Batch]:
         raise RatingsError(f"{where}: {listed}; remove these rows, or set what is missing")
 
 
-def read_batches(ratings: Ratings) -> Iterator[Batch]:
-    """Yield all ratings with ratings and both ids, in batches that are not small because row groups are.
+def read_batches(ratings: Ratings, n_rows: int) -> Iterator[Batch]:
+    """Yield all ratings in batches of up to `n_rows`, which are not small because row groups are.
 
     Raises
     ------
@@ -188,8 +189,8 @@ def read_batches(ratings: Ratings) -> Iterator[Batch]:
     """
     waiting: list[Batch] = []
     for piece in ratings.pieces:
-        for batch in read_piece(ratings, piece):
-            if waiting and sum(len(other.rating) for other in waiting) + len(batch.rating) > BATCH_ROWS:
+        for batch in read_piece(ratings, piece, n_rows):
+            if waiting and sum(len(other.rating) for other in waiting) + len(batch.rating) > n_rows:
                 yield _joined(waiting)
                 waiting = []
             waiting.append(batch)

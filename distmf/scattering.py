@@ -15,6 +15,7 @@ from distmf.engine import Engine, new_token
 from distmf.errors import RatingsError
 from distmf.ids import Numbering, hash_ids
 from distmf.jobs import run_stage
+from distmf.memory import Portions
 from distmf.ratings import Batch, Ratings, read_batches
 from distmf.records import Lines, Sorter
 from distmf.store import Folder
@@ -46,7 +47,7 @@ class Places(NamedTuple):
 
 
 def scatter_ratings(
-    engine: Engine, spans: Sequence[Ratings], settings: Settings, layout: Layout, folder: Folder
+    engine: Engine, spans: Sequence[Ratings], settings: Settings, layout: Layout, folder: Folder, portions: Portions
 ) -> list[tuple[str, int]]:
     """Write every span as runs that are sorted by block; return the file of each run, and where it begins there.
 
@@ -59,15 +60,18 @@ def scatter_ratings(
     args = folder, folder.checksums(KIND.tables), settings, layout
     # What other processes need they read themselves: a graph is no place for it.
     places = DataNode(read, Places.read(*args)) if engine.shares_memory else Task(read, Places.read, *args)
-    calls = [(_scatter_span, span, settings, layout, TaskRef(read), folder, _file(n)) for n, span in enumerate(spans)]
+    calls = [
+        (_scatter_span, span, settings, layout, TaskRef(read), folder, _file(n), portions)
+        for n, span in enumerate(spans)
+    ]
     found = run_stage(engine, folder, "scattering", calls, [span.n_rows for span in spans], {read: places})
     return [(_file(n), offset) for n, offsets in enumerate(found) for offset in offsets]
 
 
 def _scatter_span(
-    ratings: Ratings, settings: Settings, layout: Layout, places: Places, folder: Folder, name: str
+    ratings: Ratings, settings: Settings, layout: Layout, places: Places, folder: Folder, name: str, portions: Portions
 ) -> list[int]:
-    return write_runs(read_batches(ratings), settings, layout, places, folder, name)
+    return write_runs(read_batches(ratings, portions.batch), settings, layout, places, folder, name)
 
 
 def write_runs(

@@ -4,10 +4,12 @@ Dask's own threaded scheduler takes tasks in an order of its choice, in which th
 epochs late, and are held in memory until then. Here the earliest step goes first, as on a cluster.
 """
 
+import contextlib
 import heapq
 import os
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -73,8 +75,23 @@ class ThreadEngine:
                         on_done(key, queue.values[key])
         return [queue.values[key] for key in keys]
 
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(2 * self.n_slots, thread_name_prefix="distmf")  # to compute, and to wait
+    @contextlib.contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Yield threads to compute and threads to wait, which have ended when the block has.
+
+        All are started before there is work: a thread that Ctrl-C meets while it is started is one that the pool does
+        not know, and would not wait for.
+        """
+        n_threads = 2 * self.n_slots
+        all_started = threading.Barrier(n_threads)
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="distmf") as pool:
+            try:
+                for future in [pool.submit(all_started.wait) for _ in range(n_threads)]:
+                    future.result()
+            except BaseException:
+                all_started.abort()
+                raise
+            yield pool
 
 
 class _Queue:
