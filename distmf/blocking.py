@@ -95,7 +95,7 @@ def block_ratings(
     threads : int, optional
         Threads to use, by default all cores.
     memory : int or str, optional
-        Bytes that a process may use that trains on the blocks in threads; by default three quarters of the limit of
+        Bytes that a process may use that trains on the blocks in threads; by default four fifths of the limit of
         this process, or of the machine. If training would not fit, the grid gets more row blocks.
 
     Returns

@@ -7,6 +7,7 @@ longer than the copy that goes into them.
 
 import contextlib
 import ctypes
+import mmap
 import threading
 from collections import defaultdict
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 CACHE_LINE = 64  # bytes
+MAPPED_BYTES = 1 << 20
+IDLE_SHARE = 0.25  # of what is in use, at most
 STEPS = 16  # sizes between two powers of two: row blocks differ by a few rows, and should fit into the same buffers
 
 Bytes = npt.NDArray[np.uint8]
@@ -23,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 class Pool:
     """Buffers by size, safe to use from several threads.
 
-    It keeps no more idle than is in use, so it is empty when all arrays are gone.
+    It keeps no more idle than a share of what is in use, so it is empty when all arrays are gone.
 
     Attributes
     ----------
@@ -52,9 +55,7 @@ class Pool:
             if self._idle[size]:
                 self.idle_bytes -= size
                 return self._idle[size].pop()
-        memory = np.empty(size + CACHE_LINE, dtype=np.uint8)
-        start = -memory.ctypes.data % CACHE_LINE
-        return memory[start : start + size]
+        return _new(size)
 
     def give_back(self, memory: Bytes) -> None:
         """Take a buffer back; which drops the last view of it."""
@@ -62,10 +63,27 @@ class Pool:
             self.bytes_in_use -= len(memory)
             self.idle_bytes += len(memory)
             self._idle[len(memory)].append(memory)
-            while self.idle_bytes > self.bytes_in_use:
+            while self.idle_bytes > IDLE_SHARE * self.bytes_in_use:
                 size = next(size for size, buffers in self._idle.items() if buffers)
                 self._idle[size].pop()
                 self.idle_bytes -= size
+
+
+def _new(size: int) -> Bytes:
+    """Return fresh memory that starts on a cache line.
+
+    Large pieces come from the system itself and go back to it at once when they are dropped: allocators would keep
+    them, cut, among others that are still in use.
+    """
+    if size < MAPPED_BYTES:
+        memory = np.empty(size + CACHE_LINE, dtype=np.uint8)
+        start = -memory.ctypes.data % CACHE_LINE
+        return memory[start : start + size]
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, dtype=np.uint8)
 
 
 class _Loan:

@@ -155,7 +155,7 @@ class MatrixFactorization:
         resume : bool
             Go on from `checkpoint`, if there is one already; only `epochs` may have grown since.
         memory : int or str, optional
-            Bytes that this process may use, as 2**31 or "2 GiB"; by default three quarters of its limit, or of the
+            Bytes that this process may use, as 2**31 or "2 GiB"; by default four fifths of its limit, or of the
             machine. The ratings are read again in each epoch as far as they do not fit, and the user factors lie on
             disk if they do not: in the checkpoint, or in a temporary folder beside the blocks.
         **options
@@ -206,7 +206,7 @@ class MatrixFactorization:
                 plan = plan_memory(Sizes.of(blocks, self.rank), engine.n_slots, limit)
                 on_disk = plan.rows_on_disk
                 stack.callback(limit_cache)
-                limit_cache(plan.needs.cache + plan.needs.reading // 2)
+                limit_cache(plan.cached)
             opened = stack.enter_context(
                 checkpoint_of(blocks, engine, checkpoint, self.hyperparameters, resume=resume, needed=on_disk)
             )

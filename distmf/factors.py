@@ -21,6 +21,7 @@ from distmf.kernel import FactorBlock, padded_rank
 from distmf.store import Folder
 
 FLOAT_BYTES = 4
+ROWS_AT_ONCE = 4096  # drawn
 
 
 class Saved(NamedTuple):
@@ -82,8 +83,10 @@ def _drawn(first: First, rank: int) -> FactorBlock:
     rng = np.random.default_rng(first.seed)
     factors = aligned_empty(first.n_rows, padded_rank(rank))
     factors[:, rank:] = 0
-    factors[:, :rank] = rng.standard_normal((first.n_rows, rank), dtype=np.float32)
-    factors *= np.float32(first.std)
+    for begin in range(0, first.n_rows, ROWS_AT_ONCE):
+        part = factors[begin : begin + ROWS_AT_ONCE, :rank]
+        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+        part *= np.float32(first.std)
     factors[first.unrated] = 0
     return frozen(FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32)))
 

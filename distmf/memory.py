@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from distmf.blocks import Blocks
+from distmf.buffers import IDLE_SHARE
 from distmf.errors import MemoryBudgetError
 from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 
+COMPILER = 16 << 20  # while it makes the kernel
 LIBRARIES = 150 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 5  # row blocks from the disk, besides one for each column block: those to come, and those to be saved
 ID_BYTES = 48  # of an integer id while a model is put in the order of the ids
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once
 SMALLEST_PORTION = 1 << 15
-DEFAULT_SHARE = 0.75  # of the memory that the process may use: the rest is for files that are read and written
+DEFAULT_SHARE = 0.8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass: decoded, hashed, located, sorted
 COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
@@ -189,15 +191,15 @@ class TrainingBytes(NamedTuple):
     Attributes
     ----------
     libraries : int
-        Python and what it imports.
+        Python, what it imports, and the compiler at work.
     rows : int
         P and b_u: as they are trained, and the state to go back to; or, if they are on disk, the row blocks in passing.
     columns : int
         Q and b_i, alike.
     copies : int
-        P_i and Q_j that tasks at work write to, and as many idle buffers.
+        P_i and Q_j that tasks at work write to, and idle buffers for the next ones.
     reading : int
-        Blocks of ratings of the tasks at work, and of those to come.
+        Blocks of ratings of the tasks at work, and of those to come, and idle buffers.
     cache : int
         Blocks of ratings kept from epoch to epoch: what is left, but no more than there are.
     model : int
@@ -227,12 +229,15 @@ class MemoryPlan(NamedTuple):
         Bytes that may be used.
     needs : TrainingBytes
         Bytes that are.
+    cached : int
+        Bytes of ratings that may be kept: those of the cache, and those that are read ahead.
     rows_on_disk : bool
         Whether row blocks are in memory only while they are visited.
     """
 
     limit: int
     needs: TrainingBytes
+    cached: int
     rows_on_disk: bool
 
 
@@ -249,17 +254,13 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
         rows, columns = 2 * users, 2 * items
         model = 2 * (users + items)
     model += ID_BYTES * max(sizes.n_users, sizes.n_items)
-    needs = TrainingBytes(
-        LIBRARIES,
-        rows,
-        columns,
-        2 * at_work * (row_block + col_block),
-        2 * at_work * sizes.largest_block,
-        0,
-        model,
-    )
-    left = limit - sum(needs[:-1])
-    return needs._replace(cache=max(0, min(left, sizes.all_blocks)))
+    copies = at_work * (row_block + col_block) + int(IDLE_SHARE * (rows + columns))
+    reading = 2 * at_work * sizes.largest_block
+    libraries = LIBRARIES + COMPILER
+    left = limit - libraries - rows - columns - copies - reading
+    cache = max(0, min(int(left / (1 + IDLE_SHARE)), sizes.all_blocks))
+    reading += int(IDLE_SHARE * cache)
+    return TrainingBytes(libraries, rows, columns, copies, reading, cache, model)
 
 
 def usable_memory(memory: int | str | None) -> int:
@@ -275,10 +276,10 @@ def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:
     MemoryBudgetError
         If neither fits; the message says what would.
     """
-    found = [
-        MemoryPlan(limit, training_bytes(sizes, threads, limit, rows_on_disk=on_disk), on_disk)
-        for on_disk in (False, True)
-    ]
+    found = []
+    for on_disk in (False, True):
+        needs = training_bytes(sizes, threads, limit, rows_on_disk=on_disk)
+        found.append(MemoryPlan(limit, needs, needs.cache + min(threads, *sizes.shape) * sizes.largest_block, on_disk))
     for plan in found:
         if plan.needs.total <= limit:
             return plan

@@ -31,7 +31,7 @@ from distmf.store import Folder, Kind
 KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE = 1 << 24
-ROWS_AT_ONCE = 1 << 18  # written
+WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
 Float32 = npt.NDArray[np.float32]
 
@@ -81,7 +81,7 @@ class Side:
                 _gather(training, sources, positions, begin, part, biases)
                 file.write(part.data)
             file.flush()
-            factors = np.memmap(file, np.float32, "r", shape=(len(ids), training.rank))
+            factors = np.asarray(np.memmap(file, np.float32, "r", shape=(len(ids), training.rank)))
         return cls(ids, factors, biases, counts)
 
     @functools.cached_property
@@ -260,7 +260,7 @@ class Model(NamedTuple):
         """Write the model into an empty folder."""
         for name, side in zip(KIND.tables, (self.users, self.items), strict=True):
             table = side.table()
-            folder.write_table(name, table.schema, table.to_batches(ROWS_AT_ONCE))
+            folder.write_table(name, table.schema, table.to_batches(max(1, WRITTEN_BYTES // (FLOAT_BYTES * side.factors.shape[1]))))
         content = {
             "distmf": version("distmf"),
             "hyperparameters": settings,

@@ -1,0 +1,201 @@
+"""What blocking and training take in fresh processes stays under the plan; what does not fit is refused at once."""
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distmf import MatrixFactorization, block_ratings, datasets, memory, open_blocks
+from distmf.errors import MemoryBudgetError
+from distmf.grid import Shape
+from distmf.memory import Portions, Sizes, blocking_bytes, finer_rows, plan_memory, training_bytes
+from distmf.process import memory_limit
+from distmf.sizes import parse_bytes
+from tests.helpers import random_ratings, write
+
+SIZES = Sizes.expected(10**7, 10**6, 32, Shape(64, 8), 10**9, 5 * 10**9)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give 2 million ratings of many users, so that factors take more than Python does."""
+    folder = tmp_path_factory.mktemp("planted") / "r"
+    datasets.planted_ratings(folder, 2_000_000, 300_000, 3_000)
+    return folder
+
+
+def peak_of(*arguments: Any) -> int:
+    """Run distmf in a fresh process, and return the most memory that was its own."""
+    peak = 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "distmf", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        status = Path(f"/proc/{process.pid}/status")
+
+        def watch() -> None:
+            nonlocal peak
+            while process.poll() is None:
+                lines = status.read_text().splitlines()
+                peak = max([peak, *(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+                time.sleep(0.005)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        _, errors = process.communicate(timeout=300)
+        watcher.join()
+    assert process.returncode == 0, errors.decode()
+    return peak
+
+
+@pytest.mark.parametrize(("threads", "limit"), [(1, "220 MiB"), (2, "270 MiB"), (2, "2 GiB")])
+def test_blocking__stays_under_the_plan(ratings: Path, tmp_path: Path, threads: int, limit: str) -> None:
+    peak = peak_of("block", ratings, tmp_path / "b", "--threads", threads, "--memory", limit, "--rank", 8)
+    blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
+    largest = max(entry.n_train for entry in blocks.entries.values())
+    portions = Portions.within(n_bytes, threads)
+    planned = blocking_bytes(portions, blocks.n_users + blocks.n_items, largest, threads).total
+    assert 0.3 * planned < peak < planned <= n_bytes
+
+
+@pytest.mark.parametrize(
+    ("rank", "grid", "limit", "on_disk"),
+    [
+        (64, "4x4", "2 GiB", False),
+        (64, "4x4", "400 MiB", False),
+        (64, "32x4", "300 MiB", True),
+        (128, "32x4", "360 MiB", True),
+    ],
+)
+def test_training__stays_under_the_plan(
+    ratings: Path, tmp_path: Path, rank: int, grid: str, limit: str, on_disk: bool
+) -> None:
+    shape = Shape(*map(int, grid.split("x")))
+    blocks = block_ratings(ratings, tmp_path / "b", grid=shape)
+    plan = plan_memory(Sizes.of(blocks, rank), 2, parse_bytes(limit))
+    assert plan.rows_on_disk == on_disk
+    options = ["--rank", rank, "--epochs", 3, "--tol", 0, "--threads", 2, "--memory", limit]
+    peak = peak_of("train", tmp_path / "b", tmp_path / "m", *options)
+    assert 0.5 * plan.needs.total < peak < plan.needs.total <= parse_bytes(limit)
+
+
+def test_training_bytes__counts_every_term() -> None:
+    sizes = Sizes(1009, 211, 61, Shape(7, 3), 151, 73, 10_007, 150_001, 30_011)
+    line = 4 * 65  # rank 61 is padded to 64 floats, with a bias
+    pair = line * (151 + 73)
+    needs = training_bytes(sizes, 2, 1 << 40, rows_on_disk=False)
+    assert (needs.rows, needs.columns) == (2 * line * 1009, 2 * line * 211)
+    assert needs.copies == 2 * pair + line * (1009 + 211) // 2
+    assert needs.cache == 150_001
+    assert needs.reading == 4 * 10_007 + 150_001 // 4
+    assert needs.model == 2 * line * (1009 + 211) + memory.ID_BYTES * 1009
+    parts = needs.rows + needs.columns + needs.copies + needs.reading + needs.cache
+    assert needs.total == needs.libraries + max(parts, needs.model)
+    on_disk = training_bytes(sizes._replace(shape=Shape(70, 3), row_lines=15), 2, 0, rows_on_disk=True)
+    assert (on_disk.rows, on_disk.columns, on_disk.cache) == ((3 + 5) * line * 15, line * 211, 0)
+    assert training_bytes(sizes, 9, 0, rows_on_disk=False).reading == 2 * 3 * 10_007  # no more tasks than columns
+
+
+def test_plan_memory__prefers_all_in_memory_then_rows_on_disk_then_refuses() -> None:
+    plans = [plan_memory(SIZES, 2, parse_bytes(limit)) for limit in ("16 GiB", "4 GiB", "1.5 GiB")]
+    assert [plan.rows_on_disk for plan in plans] == [False, False, True]
+    assert [plan.needs.cache == 5 * 10**9 for plan in plans] == [True, False, False]
+    for plan in plans:
+        assert plan.needs.total <= plan.limit
+    coarse = SIZES.on(Shape(8, 8))
+    with pytest.raises(
+        MemoryBudgetError,
+        match=r"rank 32 on 8 × 8 blocks needs .* GiB, or .* with the user factors on disk \(rows 1\.[45] GiB, .*\), "
+        r"but it may use 1\.5 GiB; block again with --grid 32x8, take a lower rank",
+    ):
+        plan_memory(coarse, 2, parse_bytes("1.5 GiB"))
+    assert finer_rows(coarse, 2, parse_bytes("1.5 GiB"), None) == (32, 8)
+    with pytest.raises(MemoryBudgetError, match=r"but it may use 200\.0 MiB; take a lower rank or fewer threads"):
+        plan_memory(coarse, 2, parse_bytes("200 MiB"))
+
+
+def test_portions__take_less_where_there_is_less() -> None:
+    found = [Portions.within(parse_bytes(limit), 2) for limit in ("220 MiB", "400 MiB", "4 GiB")]
+    for smaller, larger in itertools.pairwise(found):
+        assert all(few < many for few, many in zip(smaller, larger, strict=True))
+    assert found[-1] == Portions()
+    for limit, portions in zip(("220 MiB", "400 MiB", "4 GiB"), found, strict=True):
+        assert blocking_bytes(portions, 0, 0, 2).total <= parse_bytes(limit)
+    with pytest.raises(MemoryBudgetError, match=r"2 threads needs at least \d+\.\d MiB, but it may use 150\.0 MiB"):
+        Portions.within(parse_bytes("150 MiB"), 2)
+
+
+def test_block_and_fit__refuse_before_any_work(tmp_path: Path) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(1000, 100, 50))
+    with pytest.raises(MemoryBudgetError, match="but it may use 100.0 MiB"):
+        block_ratings(source, tmp_path / "b", memory="100 MiB")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+    blocks = block_ratings(source, tmp_path / "b")
+    mf = MatrixFactorization(8)
+    with pytest.raises(MemoryBudgetError, match="but it may use 100.0 MiB"):
+        mf.fit(blocks, memory="100 MiB", checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="'plenty' is not an amount of memory"):
+        mf.fit(blocks, memory="plenty")
+    done = subprocess.run(
+        [sys.executable, "-m", "distmf", "train", tmp_path / "b", tmp_path / "m", "--memory", "100MiB"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("distmf: training at rank 64 on 4 × 4 blocks needs ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_memory_limit__is_that_of_the_innermost_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = memory_limit()
+    for name, text, file in (
+        ("v2", "0::/a/b\n", "memory.max"),
+        ("v1", "3:cpu:/x\n4:memory:/a/b\n", "memory.limit_in_bytes"),
+    ):
+        proc, groups = tmp_path / name / "proc", tmp_path / name / "cgroup"
+        (proc / "self").mkdir(parents=True)
+        (proc / "self" / "cgroup").write_text(text)
+        mount = groups if name == "v2" else groups / "memory"
+        (mount / "a" / "b").mkdir(parents=True)
+        monkeypatch.setattr("distmf.process.PROC", proc)
+        monkeypatch.setattr("distmf.process.CGROUPS", groups)
+        assert memory_limit() >= machine
+        (mount / "a" / file).write_text("1073741824\n")
+        assert memory_limit() == 1 << 30
+        (mount / "a" / "b" / file).write_text("max\n" if name == "v2" else "9223372036854771712\n")
+        assert memory_limit() == 1 << 30
+        (mount / "a" / "b" / file).write_text("536870912\n")
+        assert memory_limit() == 1 << 29
+
+
+def test_benchmark_out_of_core__runs_in_a_control_group(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.cgroup import limited
+    finally:
+        sys.path.pop(0)
+    try:
+        with limited(1 << 28):
+            pass
+    except OSError as err:
+        pytest.skip(f"no control group with a memory limit can be made here: {err}")
+    command = ["benchmarks/out_of_core.py", "--ratings", "2e7", "--memory", "256MiB", "--ranks", "16", "--epochs", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, "--folder", tmp_path / "data"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    block, train = (line.split(" | ") for line in done.stdout.splitlines()[-2:])
+    for line in (block, train):
+        peak, own, largest, killed = line[3:7]
+        assert float(peak.removesuffix(" MiB")) <= 256
+        assert float(largest.removesuffix(" MiB")) <= float(own.removesuffix(" MiB")) + 1
+        assert float(own.removesuffix(" MiB")) < 256
+        assert killed == "0"
+    assert "train RMSE 0.8" in train[-1]
