@@ -58,7 +58,7 @@ class Inputs:
     cache : int
         Bytes of blocks that a worker keeps in memory.
     value_bytes : int
-        Of a rating on disk: 1 if there are at most 256 distinct ones, else 4.
+        Of a rating on disk: 1 if there are at most 256 distinct ones, else 2; 4 where steps of 16 bits are too coarse.
     save_every : int
         Epochs from one checkpoint to the next.
     shape : Shape or None

@@ -60,24 +60,36 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
     folder = target._replace(path=f"{target.path}{SUFFIX}")
     with explained(f"{target} cannot be written"):
         folder.fs.makedirs(folder.path, exist_ok=True)
-    with driver_lock(folder):
-        if _what(folder) != what:
-            _empty(folder)
-            folder.write(WHAT, json.dumps(what).encode())
-        folder.remove_temporary_files()
-        try:
-            yield folder
-        except (RatingsError, MemoryBudgetError):
-            folder.delete()
-            raise
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(
-                f"what is done is kept in {folder}; the same command goes on from there"
-            ) from interrupt
-        for name in (*transient, DONE, WHAT):
-            folder.remove(name)
-        folder.remove_temporary_files()
+    is_of_use = True
+    try:
+        with driver_lock(folder):
+            if _what(folder) != what:
+                _empty(folder)
+                folder.write(WHAT, json.dumps(what).encode())
+            folder.remove_temporary_files()
+            try:
+                yield folder
+            except BaseException as err:
+                is_of_use = _has_results(folder) and not isinstance(err, RatingsError | MemoryBudgetError)
+                if is_of_use and isinstance(err, KeyboardInterrupt):
+                    kept = f"what is done is kept in {folder}; the same command goes on from there"
+                    raise KeyboardInterrupt(kept) from err
+                raise
+            for name in (*transient, DONE, WHAT):
+                folder.remove(name)
+            folder.remove_temporary_files()
+    except BaseException:
+        if not is_of_use:  # now that nobody writes that the lock is held
+            with contextlib.suppress(StoreError):
+                folder.delete()
+        raise
     put_in_place(folder, target, kind)
+
+
+def _has_results(folder: Folder) -> bool:
+    with contextlib.suppress(StoreError):
+        return bool(_files_done(folder))
+    return True  # who knows
 
 
 def _what(folder: Folder) -> Any:
@@ -148,11 +160,15 @@ def _call(folder: Folder, file: str, function: Callable[..., Any], *args: Any) -
 
 def _kept(folder: Folder, verb: str) -> set[int]:
     """Return the numbers of the calls whose results are there."""
+    parts = [name.removesuffix(".json").rpartition("-") for name in _files_done(folder)]
+    return {int(number) for other, _, number in parts if other == verb}
+
+
+def _files_done(folder: Folder) -> list[str]:
     place = folder.child(DONE)
     with explained(f"{folder} cannot be listed"):
         paths = folder.fs.ls(place, detail=False) if folder.fs.isdir(place) else []
-    parts = [posixpath.basename(path).removesuffix(".json").rpartition("-") for path in paths]
-    return {int(number) for other, _, number in parts if other == verb}
+    return [posixpath.basename(path) for path in paths]
 
 
 def _file(verb: str, n: int) -> str:

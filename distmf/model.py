@@ -260,7 +260,9 @@ class Model(NamedTuple):
         """Write the model into an empty folder."""
         for name, side in zip(KIND.tables, (self.users, self.items), strict=True):
             table = side.table()
-            folder.write_table(name, table.schema, table.to_batches(max(1, WRITTEN_BYTES // (FLOAT_BYTES * side.factors.shape[1]))))
+            folder.write_table(
+                name, table.schema, table.to_batches(max(1, WRITTEN_BYTES // (FLOAT_BYTES * side.factors.shape[1])))
+            )
         content = {
             "distmf": version("distmf"),
             "hyperparameters": settings,

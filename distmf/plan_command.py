@@ -51,7 +51,7 @@ rate_options = options(
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of a worker.")
 @click.option("--memory", type=Size(), help="Memory of a worker.  [default: what this machine has for so many cores]")
 @click.option("--grid", type=Grid(), help="Plan for this grid.  [default: one that fits and is about the fastest]")
-@click.option("--float-ratings", is_flag=True, help="There are more than 256 distinct ratings: 4 bytes each, not 1.")
+@click.option("--float-ratings", is_flag=True, help="There are more than 256 distinct ratings: 2 bytes each, not 1.")
 @rate_options
 @output_options
 def plan(as_json: bool, quiet: bool, **given: Any) -> None:
@@ -84,7 +84,7 @@ def _inputs(given: dict[str, Any]) -> Inputs:
         memory=given["memory"] or given["threads"] * memory // cores,
         rates=ASSUMED._replace(**rates),
         cache=CACHE_BYTES,
-        value_bytes=4 if given["float_ratings"] else 1,
+        value_bytes=2 if given["float_ratings"] else 1,
         shape=_shape(given),
     )
 

@@ -372,11 +372,14 @@ def new_folder(url: str | Path, kind: Kind) -> Iterator[Folder]:
                 folder.fs.makedirs(folder.path, exist_ok=True)
         yield folder
         folder.remove_temporary_files()
+        if is_local(folder.fs):
+            put_in_place(folder, target, kind)
     except BaseException:
         with contextlib.suppress(StoreError):
             folder.delete()
         raise
-    put_in_place(folder, target, kind)
+    if not is_local(folder.fs):
+        put_in_place(folder, target, kind)
 
 
 def put_in_place(folder: Folder, target: Folder, kind: Kind) -> None:

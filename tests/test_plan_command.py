@@ -73,7 +73,7 @@ def test_plan__takes_every_option() -> None:
     assert found["grid"] == [3, 2]
     assert (found["workers"], found["threads"]) == (3, 2)
     coded = as_json(run(f"{SMALL} {GIVEN} --grid 3x2 --workers 3 --threads 2 --json"))
-    assert found["bytes_per_worker"]["cache"] > 1.5 * coded["bytes_per_worker"]["cache"]
+    assert found["bytes_per_worker"]["cache"] > 1.3 * coded["bytes_per_worker"]["cache"]  # 4 bytes a rating, not 3
 
 
 def test_plan__is_by_default_for_this_machine() -> None:

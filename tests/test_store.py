@@ -188,7 +188,8 @@ def test_folder__keeps_no_listings() -> None:
 
 def make(url: str | Path, number: int = 0) -> None:
     with new_folder(url, KIND) as folder:
-        folder.write_table("t.parquet", pa.table({"n": [number]}))
+        batch = pa.record_batch({"n": [number]})
+        folder.write_table("t.parquet", batch.schema, [batch])
         folder.write("rows/0", b"x")
         folder.write_manifest(KIND, {"number": number})
 
