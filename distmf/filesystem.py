@@ -18,7 +18,9 @@ from typing import Any, Literal
 import fsspec
 
 from distmf.errors import DistMFError, StoreError
-from distmf.process import TAG, Process
+from distmf.process import TAG, Process, is_limited
+
+UNSYNCED_BYTES = 1 << 24
 
 _WAYS_OUT = {
     None: "check the network, the address of the object store and the credentials, and run it again",
@@ -109,10 +111,15 @@ def path_type(fs: Any, path: str) -> Literal["file", "directory"] | None:
 
 
 class _File(io.RawIOBase):
-    """An open file of a file system; its errors say what cannot be read or written."""
+    """An open file of a file system; its errors say what cannot be read or written.
 
-    def __init__(self, file: Any, what: str) -> None:
-        self._file, self._what = file, what
+    If it `syncs`, it waits for the disk now and then: what is written counts as memory until it is there, and where
+    memory is limited, a process is killed if there is too much of it.
+    """
+
+    def __init__(self, file: Any, what: str, *, syncs: bool = False) -> None:
+        self._file, self._what, self._syncs = file, what, syncs
+        self._unsynced = 0
 
     def readable(self) -> bool:
         return bool(self._file.readable())
@@ -136,6 +143,11 @@ class _File(io.RawIOBase):
     def write(self, data: Any) -> int:
         with explained(self._what):
             n_bytes: int = self._file.write(data)
+            self._unsynced += n_bytes
+            if self._syncs and self._unsynced >= UNSYNCED_BYTES:
+                self._file.flush()
+                os.fdatasync(self._file.fileno())
+                self._unsynced = 0
             return n_bytes
 
 
@@ -170,7 +182,7 @@ def whole_file(fs: Any, path: str, temporary: str, what: str) -> Iterator[Any]:
             fs.makedirs(posixpath.dirname(name), exist_ok=True)
         file = fs.open(temporary if is_moved else path, "wb")
     try:
-        yield _File(file, what)
+        yield _File(file, what, syncs=is_local(fs) and is_limited())
         with explained(what):
             file.close()
             if is_moved:

@@ -1,6 +1,7 @@
 """Which process this is, in words that others can check, here or elsewhere; and what memory it may have. Linux."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -80,7 +81,7 @@ def _start(pid: int | str) -> int:
 
 def memory_limit() -> int:
     """Return the bytes that this process may use: those of its control group if it is limited, else of the machine."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [_machine_memory()]
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -88,6 +89,16 @@ def memory_limit() -> int:
         elif not controllers:
             limits += _limits(CGROUPS, path, "memory.max")
     return min(limits)
+
+
+@functools.cache
+def is_limited() -> bool:
+    """Return whether this process may use less memory than the machine has."""
+    return memory_limit() < _machine_memory()
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _limits(mount: Path, path: str, name: str) -> Iterator[int]:
