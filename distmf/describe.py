@@ -1,5 +1,6 @@
 """A folder that distmf wrote -> what it is: numbers for a program, and words for a person."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
 from distmf.lock import holder_of
+from distmf.memory import Sizes, training_bytes
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
+
+RANKS = 16, 64, 256  # for which the memory is said
 
 
 def describe(path: str | Path) -> tuple[dict[str, Any], str]:
@@ -65,6 +69,7 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "seed": blocks.settings["seed"],
         "holdout": blocks.settings["holdout"],
         "duplicates": blocks.settings["duplicates"],
+        "memory": {f"rank {rank}": _needs(blocks, rank) for rank in RANKS},
     }
     repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
     tile_rows, tile_cols = blocks.layout.tile_shape
@@ -80,8 +85,23 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         f"{per_block.max():,} at most",
         "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {blocks.layout.encoding}",
         "seed": str(blocks.settings["seed"]),
+        "memory": "; ".join(_training_in_words(rank, needs) for rank, needs in found["memory"].items()),
     }
     return found, _in_words(f"Blocks in {blocks.path}", lines)
+
+
+def _needs(blocks: Blocks, rank: int) -> dict[str, int]:
+    """Return the least bytes in which as many threads as this process may use can train on blocks, in either way."""
+    sizes, threads = Sizes.of(blocks, rank), len(os.sched_getaffinity(0))
+    return {
+        name: training_bytes(sizes, threads, 0, rows_on_disk=on_disk).total
+        for name, on_disk in (("in_memory", False), ("users_on_disk", True))
+    }
+
+
+def _training_in_words(rank: str, needs: dict[str, int]) -> str:
+    in_memory, on_disk = (format_bytes(needs[name]) for name in ("in_memory", "users_on_disk"))
+    return f"{rank} trains in {in_memory}, or {on_disk} with users on disk"
 
 
 def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:

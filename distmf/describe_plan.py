@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from distmf.memory import TrainingBytes
 from distmf.plan import Change, Plan, full_shape, tasks
 from distmf.sizes import format_bytes, format_rate
 
@@ -44,6 +45,9 @@ def _in_numbers(plan: Plan, sources: Mapping[str, str]) -> dict[str, Any]:
         "threads_used": _threads_used(plan),
         "bytes_per_worker": {**plan.memory._asdict(), "total": plan.memory.total},
         "bytes_of_driver": plan.driver_bytes,
+        "bytes_without_a_cluster": {
+            name: {**needs._asdict(), "total": needs.total} for name, needs in plan.alone.items()
+        },
         "bytes_of_scheduler": plan.scheduler_bytes,
         "tasks_per_epoch": plan.n_tasks,
         "seconds_per_epoch": epoch.seconds,
@@ -82,6 +86,7 @@ def _in_words(plan: Plan, sources: Mapping[str, str]) -> str:
         ("tasks", f"{plan.n_tasks:,} an epoch, {rows * cols:,} of them visits to blocks"),
         ("memory", f"{format_bytes(memory.total)} of {format_bytes(inputs.memory)} a worker: {parts}"),
         ("", f"driver at the end {_driver(plan)}, scheduler {format_bytes(plan.scheduler_bytes)}"),
+        *_column("alone", [_alone(name, needs) for name, needs in plan.alone.items()]),
         ("epoch", f"{_seconds(epoch.seconds)}: " + ", ".join(f"{names[name]} {_seconds(s)}" for name, s in split)),
         ("busy", ", ".join(f"{name} {share:.0%}" for name, share in loads)),
         ("bottleneck", f"{names[plan.bottleneck]}: {REASONS[plan.bottleneck]}"),
@@ -99,6 +104,13 @@ def _in_words(plan: Plan, sources: Mapping[str, str]) -> str:
         f"thread{'s' * (inputs.threads > 1)}"
     )
     return "\n".join([title, *(f"  {name:<10}  {text}" for name, text in lines)])
+
+
+def _alone(name: str, needs: TrainingBytes) -> str:
+    """Return what one process takes without a cluster."""
+    parts = ", ".join(f"{NAMES.get(part, part)} {format_bytes(n)}" for part, n in needs._asdict().items())
+    where = "without a cluster, all in memory" if name == "in_memory" else "with the user factors on disk"
+    return f"{where} {format_bytes(needs.total)}: {parts}"
 
 
 def _driver(plan: Plan) -> str:
