@@ -39,6 +39,11 @@ class Graph(NamedTuple):
         Key to the step in time that the task is of: earlier ones are preferred.
     waiting : set
         Keys of tasks that mostly wait for a disk: threads of this process run them besides those that compute.
+    given_up : callable or None
+        What threads of this process make of a value that nobody else needs, to tell a task that it may change it.
+    consumable : mapping
+        Keys of the values that may be given up, to the keys of others whose memory they share; tasks that take them in
+        have such a key themselves.
     lead : int or None
         How many steps threads of this process may be ahead of the earliest task that is under way or could be: this
         bounds the memory of what is loaded or waits to be saved; None for any number.
@@ -48,6 +53,8 @@ class Graph(NamedTuple):
     homes: Mapping[Key, Hashable] = {}
     steps: Mapping[Key, int] = {}
     waiting: Set[Key] = frozenset()
+    given_up: Callable[[Any], Any] | None = None
+    consumable: Mapping[Key, Sequence[Key]] = {}
     lead: int | None = None
 
 

@@ -136,9 +136,13 @@ def forget(folder: Folder, all_but: str = "") -> None:
                 del _kept[place, name]
 
 
-def thawed(side: FactorBlock) -> FactorBlock:
-    """Return a copy to write to."""
-    return FactorBlock(aligned_copy(side.factors), aligned_copy(side.biases))
+def thawed(side: FactorBlock, *, is_own: bool = False) -> FactorBlock:
+    """Return a copy to write to, or the block itself if it is the caller's own."""
+    if not is_own:
+        return FactorBlock(aligned_copy(side.factors), aligned_copy(side.biases))
+    for array in side:
+        array.setflags(write=True)
+    return side
 
 
 def frozen(side: FactorBlock) -> FactorBlock:

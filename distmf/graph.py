@@ -48,18 +48,40 @@ class Cost(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column block on its way, with the cost of this epoch so far and the seconds that it was in kernels."""
+    """A column block on its way.
+
+    Attributes
+    ----------
+    side : FactorBlock
+        Q_j and b_i.
+    cost, seconds : Cost, float
+        Of this epoch so far: squared errors, and time in kernels.
+    is_own : bool
+        Whether the task that gets it is the only one that ever will, and may change it.
+    """
 
     side: FactorBlock
     cost: Cost
     seconds: float
+    is_own: bool = False
 
 
 class Visited(NamedTuple):
-    """A row block and the column block that it was last visited with, none before the first visit."""
+    """A row block, and the column block that it was last visited with.
+
+    Attributes
+    ----------
+    rows : FactorBlock
+        P_i and b_u.
+    column : Column or None
+        None before the first visit.
+    is_own : bool
+        Whether the task that gets the row block is the only one that ever will, and may change it.
+    """
 
     rows: FactorBlock
     column: Column | None
+    is_own: bool = False
 
 
 class Passed(NamedTuple):
@@ -191,6 +213,7 @@ class _Builder:
         self.tasks: dict[Key, Any] = {}
         self.homes: dict[Key, Hashable] = {}
         self.steps: dict[Key, int] = {}
+        self.consumable: dict[Key, tuple[Key, ...]] = {}
 
     def put(
         self, name: str, *where: int, call: Any, args: Sequence[Any], step: int = 0, home: Hashable | None = None
@@ -209,7 +232,7 @@ class _Builder:
 
     def graph(self, lead: int | None) -> Graph:
         waiting = {key for key in self.tasks if isinstance(key, tuple) and str(key[0]).startswith(WAITING)}
-        return Graph(self.tasks, self.homes, self.steps, waiting, lead)
+        return Graph(self.tasks, self.homes, self.steps, waiting, given_up, self.consumable, lead)
 
 
 def build_generation(
@@ -261,7 +284,10 @@ def build_generation(
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
                 column = cols[block.col]
                 if at[block.col] != owner:
+                    visited = column
                     column = build.put("column", *where, call=column_of, args=[column], step=step, home=at[block.col])
+                    if visited.key in build.consumable:  # not the state that the graph begins with
+                        build.consumable[column.key] = (visited.key,)
                 if block.row not in rows:
                     source = [sources[block.row], constants]
                     rows[block.row] = build.put(
@@ -270,6 +296,7 @@ def build_generation(
                 is_fresh = block.col in fresh
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=visit, args=args, step=step, home=owner)
+                build.consumable[visited.key] = ()
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
                 fresh.discard(block.col)
@@ -368,7 +395,8 @@ def visit(
     if upcoming is not None:
         training.blocks.prefetch(upcoming)
     column = column_of(column)
-    rows, cols = factors.thawed(previous.rows), factors.thawed(column.side)
+    rows = factors.thawed(previous.rows, is_own=previous.is_own)
+    cols = factors.thawed(column.side, is_own=column.is_own)
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
     start = time.perf_counter()
@@ -379,6 +407,11 @@ def visit(
     if not is_fresh:
         cost, seconds = column.cost + cost, column.seconds + seconds
     return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
+
+
+def given_up(value: Visited | Column) -> Visited | Column:
+    """Return the row block or the column block of an earlier visit for a visit that may change it in place."""
+    return value._replace(is_own=True)
 
 
 def column_of(visited: Visited | Column) -> Column:

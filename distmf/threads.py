@@ -133,8 +133,17 @@ class _Queue:
         return None
 
     def inputs(self, key: Key) -> dict[Key, Any]:
-        """Return the values that a task needs, by key."""
-        return {needed: self.values[needed] for needed in self.graph.tasks[key].dependencies}
+        """Return the values that a task needs, by key; as given up where it alone needs them and may change them."""
+        graph, found = self.graph, {needed: self.values[needed] for needed in self.graph.tasks[key].dependencies}
+        if graph.given_up is None or key not in graph.consumable:
+            return found
+        return {name: graph.given_up(value) if self._is_last(name) else value for name, value in found.items()}
+
+    def _is_last(self, key: Key) -> bool:
+        """Return whether one task alone needs a consumable value, and what shares its memory is gone."""
+        others = self.graph.consumable.get(key)
+        is_held = others is None or key in self.wanted or any(other in self.values for other in others)
+        return not is_held and self.n_users[key] == 1
 
     def put(self, key: Key, value: Any) -> None:
         """Take the value of a task, and forget those that were needed for it only."""

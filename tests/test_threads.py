@@ -79,3 +79,35 @@ def test_run__raises_when_nothing_is_under_way_any_more(where: str) -> None:
 def test_thread_engine__needs_a_thread() -> None:
     with pytest.raises(ValueError, match="threads is 0; at least 1 is needed"):
         ThreadEngine(0)
+
+
+def test_run__gives_up_a_value_to_the_task_that_alone_needs_it() -> None:
+    seen: dict[str, Any] = {}
+
+    def look(name: str, *values: Any) -> str:
+        seen[name] = values
+        return name
+
+    def task(name: str, *needs: str) -> Task:
+        return Task(name, look, name, *map(TaskRef, needs))
+
+    names = {"a": (), "b": ("a",), "c": ("a",), "part": ("c",), "d": ("c",), "e": ("part",), "f": ("e",), "g": ("e",)}
+    tasks = {name: task(name, *needs) for name, needs in names.items()}
+    consumable = {"a": (), "b": (), "c": (), "part": ("c",), "d": (), "e": (), "f": (), "g": ()}
+    steps = dict(zip(tasks, range(len(tasks)), strict=True))
+    graph = Graph(tasks, steps=steps, given_up=lambda value: ("own", value), consumable=consumable)
+    ThreadEngine(1).run(graph, ["b", "g"])
+    assert seen["b"] == ("a",)  # c needs it too
+    assert seen["c"] == (("own", "a"),)
+    assert seen["part"] == ("c",)
+    assert seen["d"] == (("own", "c"),)
+    assert seen["e"] == (("own", "part"),)
+    assert (seen["f"], seen["g"]) == (("e",), (("own", "e"),))
+    seen.clear()
+    steps |= {"d": 99}  # what a part shares its memory with is still needed by a later task
+    ThreadEngine(1).run(graph._replace(steps=steps), ["g", "d"])
+    assert seen["e"] == ("part",)
+    seen.clear()
+    ThreadEngine(1).run(graph, ["a", "b", "c", "d", "g"])  # what is wanted is never given up
+    assert (seen["c"], seen["d"]) == (("a",), ("c",))
+    assert seen["g"] == (("own", "e"),)
