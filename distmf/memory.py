@@ -26,7 +26,7 @@ READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass: decoded, hashed, located, sorted
 COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
-SORT_BYTES = 140  # of a rating of the block that is put in order
+SORT_BYTES = 200  # of a rating of the block that is put in order
 NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
 BALANCE = 1.2  # the largest block over the mean: blocks are balanced by a random permutation
 

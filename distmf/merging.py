@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dask._task_spec import DataNode, TaskRef
 
 from distmf.blocks import BlockEntry, Layout, Moments, row_file
+from distmf.buffers import give_back_idle_memory
 from distmf.counting import Settings
 from distmf.engine import Engine, new_token
 from distmf.grid import BlockKey
@@ -108,6 +109,8 @@ def _merge_row_block(
                 offset += len(block)
                 n_duplicates += train.n_duplicates + held_out.n_duplicates
                 duplicate = duplicate or train.duplicate or held_out.duplicate
+                del parts, train, held_out, block
+                give_back_idle_memory()  # pieces of many sizes: allocators would keep twice what is needed
     return RowBlock(entries, n_duplicates, duplicate)
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
+from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
 from distmf.filesystem import is_local
@@ -125,6 +126,7 @@ def _gather(
         biases[there] = block.biases * np.float32(scale)
         rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
         factors[there[rows] - begin] = block.factors[rows, :rank] * np.float32(math.sqrt(scale))
+        give_back_idle_memory()
 
 
 def _local_folder(training: Training) -> str | None:
