@@ -54,7 +54,7 @@ class Group:
             while not stop.wait(SECONDS_BETWEEN_SAMPLES):
                 own.append(self._own())
                 for pid in map(int, procs.read_text().split()):
-                    by_process[pid] = max(by_process.get(pid, 0), _own_of(pid))
+                    by_process[pid] = max(by_process.get(pid, 0), own_of(pid))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -102,7 +102,8 @@ def limited(n_bytes: int) -> Iterator[Group]:
         folder.rmdir()
 
 
-def _own_of(pid: int) -> int:
+def own_of(pid: int) -> int:
+    """Return the bytes that are really the process's own, 0 if it has ended."""
     with contextlib.suppress(OSError):  # it has ended
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -58,6 +58,12 @@ def test_benchmark_of_processes__runs() -> None:
     assert "| 2 worker processes with a checkpoint each epoch |" in output
 
 
+def test_benchmark_of_scaling__runs(tmp_path: Path) -> None:
+    output = run("benchmarks/scaling.py", "--ratings", "1e5", "2e5", "--rounds", "1", "--folder", str(tmp_path / "s"))
+    assert "| 200,000 |" in output
+    assert "memory, 2 threads" in output
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
 def test_benchmark_beside_libmf__runs() -> None:
     assert "distmf, 1 thread" in run("benchmarks/libmf.py", "--toy")
