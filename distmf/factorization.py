@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, forget, limit_cache, open_blocks
+from distmf.buffers import give_back_idle_memory
 from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
@@ -240,6 +241,7 @@ class MatrixFactorization:
         finally:
             progress = trainer.progress
             forget(training.blocks.path)  # the model needs the memory
+            give_back_idle_memory()
             if progress.state.epoch:
                 history = History(progress.epochs, stopped, *exact, progress.rollbacks, trainer.ratings_per_second)
                 model = Model.of_training(training, progress.state, history)

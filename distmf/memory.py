@@ -16,7 +16,7 @@ from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 
 COMPILER = 16 << 20  # while it makes the kernel
-LIBRARIES = 150 << 20  # Python, Arrow, Dask, the compiler and what it made
+LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 5  # row blocks from the disk, besides one for each column block: those to come, and those to be saved
 ID_BYTES = 48  # of an integer id while a model is put in the order of the ids
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once

@@ -20,6 +20,7 @@ from dask.typing import Key
 
 from distmf import factors, kernel
 from distmf.blocks import forget
+from distmf.buffers import give_back_idle_memory
 from distmf.checkpoint import Checkpoint, Progress
 from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
@@ -118,6 +119,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         first = first_state(self.training)
+        give_back_idle_memory()  # of the tables of counts
         self.progress = (self.checkpoint and self.checkpoint.restore(first, self._is_whole)) or Progress(first, first)
         self._first_epoch = self.progress.state.epoch
         if self._first_epoch:

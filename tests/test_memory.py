@@ -67,7 +67,7 @@ def test_blocking__stays_under_the_plan(ratings: Path, tmp_path: Path, threads: 
     ("rank", "grid", "limit", "on_disk"),
     [
         (64, "4x4", "2 GiB", False),
-        (64, "4x4", "400 MiB", False),
+        (64, "4x4", "420 MiB", False),
         (64, "32x4", "300 MiB", True),
         (128, "32x4", "360 MiB", True),
     ],
