@@ -41,7 +41,10 @@ def peak_of(*arguments: Any) -> int:
         def watch() -> None:
             nonlocal peak
             while process.poll() is None:
-                lines = status.read_text().splitlines()
+                try:
+                    lines = status.read_text().splitlines()
+                except OSError:  # it has ended just now
+                    break
                 peak = max([peak, *(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
                 time.sleep(0.005)
 
