@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,13 @@ from statistics import median
 from typing import TypeVar
 
 Key = TypeVar("Key")
+
+PROGRAM = [sys.executable, "-m", "distmf"]
+
+
+def count(text: str) -> int:
+    """Return a whole number, also as 1e9."""
+    return int(float(text))
 
 
 def machine() -> str:

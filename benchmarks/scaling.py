@@ -23,15 +23,8 @@ sys.path[0] = str(Path(__file__).parents[1])  # the script's own folder would hi
 
 import distmf  # noqa: E402
 from benchmarks.cgroup import SECONDS_BETWEEN_SAMPLES, own_of  # noqa: E402
-from benchmarks.common import machine, markdown  # noqa: E402
+from benchmarks.common import PROGRAM, count, machine, markdown  # noqa: E402
 from distmf.sizes import format_bytes  # noqa: E402
-
-PROGRAM = [sys.executable, "-m", "distmf"]
-
-
-def count(text: str) -> int:
-    """Return a whole number, also as 1e9."""
-    return int(float(text))
 
 
 def main() -> None:

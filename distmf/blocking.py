@@ -151,7 +151,7 @@ def block_ratings(
         layout = _layout(*sides, values, settings, shape)
         if engine.shares_memory:
             fitting = _fit(layout, values, rank, engine.n_slots, limit, portions, given=grid is not None)
-            layout = _layout(*sides, values, settings, fitting)
+            layout = layout if fitting == shape else _layout(*sides, values, settings, fitting)
         del sides
         runs = scatter_ratings(engine, spans, settings, layout, folder, portions)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)

@@ -83,6 +83,11 @@ class BlockEntry(NamedTuple):
     n_holdout: int
     moments: Moments
 
+    @classmethod
+    def of_json(cls, entry: Sequence[Any]) -> "BlockEntry":
+        """Return an entry as JSON gives it back."""
+        return cls._make([*entry[:-1], Moments(*entry[-1])])
+
 
 class Layout(NamedTuple):
     """How the blocks of a grid are laid out; the same for all of them.
@@ -346,9 +351,6 @@ def open_blocks(path: str | Path) -> Blocks:
         tuple(manifest["tile_shape"]),
         Encoding(tuple(manifest["encoding"]["table"]), manifest["encoding"]["low"], manifest["encoding"]["step"]),
     )
-    entries = {
-        BlockKey(row, col): BlockEntry._make([*entry[:-1], Moments(*entry[-1])])
-        for row, col, entry in manifest["blocks"]
-    }
+    entries = {BlockKey(row, col): BlockEntry.of_json(entry) for row, col, entry in manifest["blocks"]}
     rating_range = tuple(manifest["rating_range"])
     return Blocks(folder, layout, entries, rating_range, manifest["settings"], manifest["checksums"])

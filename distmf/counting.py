@@ -53,6 +53,11 @@ class Settings(NamedTuple):
         """Salt of the item ids' hashes."""
         return salt(self.seed, "item")
 
+    def hashes(self, batch: Batch) -> tuple[Hashes, Hashes, npt.NDArray[np.bool_]]:
+        """Return the hashes of users and items of some ratings, and which of these are trained on."""
+        user_hashes, item_hashes = hash_ids(batch.user, self.user_salt), hash_ids(batch.item, self.item_salt)
+        return user_hashes, item_hashes, self.is_train(user_hashes, item_hashes)
+
     def is_train(self, user_hashes: Hashes, item_hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Return which ratings are trained on: a hash of (seed, user, item) decides."""
         if self.holdout == 0:
@@ -170,8 +175,7 @@ def _count_span(
 
 
 def _count_batch(batch: Batch, settings: Settings) -> Sides:
-    user_hashes, item_hashes = hash_ids(batch.user, settings.user_salt), hash_ids(batch.item, settings.item_salt)
-    is_train = settings.is_train(user_hashes, item_hashes)
+    user_hashes, item_hashes, is_train = settings.hashes(batch)
     return Sides(
         IdCounts.of(batch.user, user_hashes, is_train, settings.user_salt),
         IdCounts.of(batch.item, item_hashes, is_train, settings.item_salt),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from dask._task_spec import DataNode, TaskRef
 
-from distmf.blocks import BlockEntry, Layout, Moments, row_file
+from distmf.blocks import BlockEntry, Layout, row_file
 from distmf.buffers import give_back_idle_memory
 from distmf.counting import Settings
 from distmf.engine import Engine, new_token
@@ -42,8 +42,7 @@ class RowBlock(NamedTuple):
     def of_json(cls, found: list[Any]) -> "RowBlock":
         """Return what `run_stage` returns for one."""
         entries, n_duplicates, duplicate = found
-        entries = [BlockEntry._make([*entry[:-1], Moments(*entry[-1])]) for entry in entries]
-        return cls(entries, n_duplicates, duplicate and tuple(duplicate))
+        return cls([BlockEntry.of_json(entry) for entry in entries], n_duplicates, duplicate and tuple(duplicate))
 
 
 def merge_runs(

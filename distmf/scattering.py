@@ -82,11 +82,7 @@ def write_runs(
     offset, offsets = 0, []
     with folder.create(name) as file:
         for batch in batches:
-            user_hashes, item_hashes = (
-                hash_ids(batch.user, settings.user_salt),
-                hash_ids(batch.item, settings.item_salt),
-            )
-            is_train = settings.is_train(user_hashes, item_hashes)
+            user_hashes, item_hashes, is_train = settings.hashes(batch)
             found = sorter.sort(user_hashes, item_hashes, layout.encoding.encode(batch.rating), is_train)
             if found is None:
                 raise RatingsError(
