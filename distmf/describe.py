@@ -12,7 +12,7 @@ from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
 from distmf.lock import holder_of
-from distmf.memory import Sizes, training_bytes
+from distmf.memory import Sizes, both_ways
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
@@ -92,11 +92,8 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
 
 def _needs(blocks: Blocks, rank: int) -> dict[str, int]:
     """Return the least bytes in which as many threads as this process may use can train on blocks, in either way."""
-    sizes, threads = Sizes.of(blocks, rank), len(os.sched_getaffinity(0))
-    return {
-        name: training_bytes(sizes, threads, 0, rows_on_disk=on_disk).total
-        for name, on_disk in (("in_memory", False), ("users_on_disk", True))
-    }
+    ways = both_ways(Sizes.of(blocks, rank), len(os.sched_getaffinity(0)), 0)
+    return {name: needs.total for name, needs in ways.items()}
 
 
 def _training_in_words(rank: str, needs: dict[str, int]) -> str:

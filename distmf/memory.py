@@ -263,6 +263,14 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
     return TrainingBytes(libraries, rows, columns, copies, reading, cache, model)
 
 
+def both_ways(sizes: Sizes, threads: int, limit: int) -> dict[str, TrainingBytes]:
+    """Return what training needs with all factors in memory, and with the user factors on disk."""
+    return {
+        "in_memory": training_bytes(sizes, threads, limit, rows_on_disk=False),
+        "users_on_disk": training_bytes(sizes, threads, limit, rows_on_disk=True),
+    }
+
+
 def usable_memory(memory: int | str | None) -> int:
     """Return the bytes that a job may use: what is given, else a share of what the process may use."""
     return int(DEFAULT_SHARE * memory_limit()) if memory is None else parse_bytes(memory)
@@ -276,17 +284,15 @@ def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:
     MemoryBudgetError
         If neither fits; the message says what would.
     """
-    found = []
-    for on_disk in (False, True):
-        needs = training_bytes(sizes, threads, limit, rows_on_disk=on_disk)
-        found.append(MemoryPlan(limit, needs, needs.cache + min(threads, *sizes.shape) * sizes.largest_block, on_disk))
-    for plan in found:
-        if plan.needs.total <= limit:
-            return plan
-    needs = found[-1].needs
+    ways = both_ways(sizes, threads, limit)
+    for way, needs in ways.items():
+        if needs.total <= limit:
+            cached = needs.cache + min(threads, *sizes.shape) * sizes.largest_block
+            return MemoryPlan(limit, needs, cached, rows_on_disk=way == "users_on_disk")
+    needs = ways["users_on_disk"]
     raise MemoryBudgetError(
         f"training at rank {sizes.rank} on {sizes.shape.rows} × {sizes.shape.cols} blocks needs "
-        f"{format_bytes(found[0].needs.total)}, or {format_bytes(needs.total)} with the user factors on disk "
+        f"{format_bytes(ways['in_memory'].total)}, or {format_bytes(needs.total)} with the user factors on disk "
         f"({_in_words(needs)}), but it may use {format_bytes(limit)}; {_way_out(sizes, threads, limit)}"
     )
 
@@ -311,9 +317,7 @@ def finer_rows(sizes: Sizes, threads: int, limit: int, portions: Portions | None
     shape = sizes.shape
     while True:
         there = sizes.on(shape)
-        fits = any(
-            training_bytes(there, threads, limit, rows_on_disk=on_disk).total <= limit for on_disk in (False, True)
-        )
+        fits = any(needs.total <= limit for needs in both_ways(there, threads, limit).values())
         if fits and portions:
             n_ids = sizes.n_users + sizes.n_items
             fits = blocking_bytes(portions, n_ids, there.largest_ratings, threads).total <= limit

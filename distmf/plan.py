@@ -11,7 +11,7 @@ from typing import NamedTuple
 from distmf.errors import MemoryBudgetError
 from distmf.footprint import Inputs, WorkerBytes, block_bytes, factor_bytes, miss_share, most_rows, worker_bytes
 from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
-from distmf.memory import Sizes, TrainingBytes, training_bytes
+from distmf.memory import Sizes, TrainingBytes, both_ways
 from distmf.simulation import Cluster, Simulated, Split, Work, count_moves, simulate
 from distmf.trainer import generation_epochs
 
@@ -84,10 +84,7 @@ class Plan:
         """What one process with the threads and the memory of a worker takes, without a cluster, by where P lies."""
         inputs, n_bytes = self.inputs, block_bytes(self.inputs, self.shape) * self.shape.rows * self.shape.cols
         sizes = Sizes.expected(inputs.n_users, inputs.n_items, inputs.rank, self.shape, inputs.n_ratings, n_bytes)
-        return {
-            name: training_bytes(sizes, inputs.threads, inputs.memory, rows_on_disk=on_disk)
-            for name, on_disk in (("in_memory", False), ("users_on_disk", True))
-        }
+        return both_ways(sizes, inputs.threads, inputs.memory)
 
     @property
     def driver_bytes(self) -> int:
