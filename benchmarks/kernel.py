@@ -2,9 +2,10 @@
 
     python benchmarks/kernel.py
 
-*Tiles* is the order in which blocks lie on disk; *by user* visits user after user; *shuffled* is any order. The *copy
-bound* visits the tiles as the kernel does, loads the two rows of factors of each rating and stores them again, without
-arithmetic: no SGD that writes both rows in float32 at each rating can be faster in that order.
+*Tiles* is the order in which blocks lie on disk; *one tile* has the whole block in one, whose factors do not stay in
+the cache. The *copy bound* visits the tiles and their ratings in random order, loads the two rows of factors of each
+rating and stores them again, without arithmetic: no SGD that writes both rows in float32 at each rating can be faster
+in that order. The kernel stores a row of P once for a group of up to four ratings, so it might.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from distmf import kernel  # noqa: E402
 from distmf.buffers import aligned_empty  # noqa: E402
 from distmf.encoding import Encoding  # noqa: E402
 from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, padded_rank  # noqa: E402
+from distmf.tiles import group  # noqa: E402
 
 SHIFT = 50  # of the power laws of users and items
 
@@ -44,21 +46,16 @@ def draw(n: int, n_users: int, n_items: int) -> tuple[np.ndarray, np.ndarray, np
     return sides[0], sides[1], rng.integers(0, 10, n, dtype=np.uint8)
 
 
-def arrange(rows: np.ndarray, cols: np.ndarray, codes: np.ndarray, height: int, width: int) -> Ratings:
-    """Return ratings in tiles of a shape."""
-    n_tile_cols = -(-(int(cols.max()) + 1) // width)
-    tile = rows // height * n_tile_cols + cols // width
-    order = np.argsort(tile, kind="stable")
-    n_tiles = (int(rows.max()) // height + 1) * n_tile_cols
-    offsets = np.searchsorted(tile[order], np.arange(n_tiles + 1))
-    dtypes = (np.min_scalar_type(side - 1) for side in (height, width))
-    arrays = [
-        (lines % side)[order].astype(dtype)
-        for lines, side, dtype in zip((rows, cols), (height, width), dtypes, strict=True)
-    ]
-    return Ratings(
-        offsets, *arrays, codes[order], Encoding(tuple(n / 2 for n in range(10))), (height, width), n_tile_cols
+def arrange(rows: np.ndarray, cols: np.ndarray, codes: np.ndarray, tile_shape: tuple[int, int]) -> Ratings:
+    """Return ratings as they lie in a block, in tiles of a shape."""
+    height, width = tile_shape
+    n_tile_rows, n_tile_cols = (
+        int(lines.max()) // side + 1 for lines, side in zip((rows, cols), tile_shape, strict=True)
     )
+    cells = ((rows // height * n_tile_cols + cols // width) * height + rows % height) * width + cols % width
+    order = np.argsort(cells)
+    arrays = group(cells[order].astype(np.uint64), codes[order], tile_shape, n_tile_rows * n_tile_cols)
+    return Ratings(*arrays, Encoding(tuple(n / 2 for n in range(10))), tile_shape, n_tile_cols)
 
 
 def copy_pass(n_floats: int) -> Callable[..., float]:
@@ -81,31 +78,23 @@ def copy_pass(n_floats: int) -> Callable[..., float]:
 
         return types.void(types.uintp, types.uintp), codegen
 
-    row_bytes = np.uint64(4 * n_floats)
+    row_bytes, one = np.uint64(4 * n_floats), np.uint64(1)
     visits, advance, mix = kernel._visits, kernel._advance, kernel._mix
 
     @nb.njit(nogil=True)
-    def run(offsets, rows, cols, height, width, n_tile_cols, P, Q, seed):
-        n_tile_cols = np.uint64(n_tile_cols)
-        n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
-        draw = mix(seed)
-        row_stride, tile_row = visits(n_tile_rows, draw)
-        for _ in range(n_tile_rows):
+    def run(starts, rows, cols, height, width, n_tile_cols, P, Q):
+        n_tiles, draw = np.uint64(len(starts) - 1), mix(one)
+        tile_stride, tile = visits(n_tiles, draw)
+        for _ in range(n_tiles):
+            begin, n = starts[tile], starts[tile + one] - starts[tile]
+            first_row, first_col = tile // n_tile_cols * height, tile % n_tile_cols * width
             draw = mix(draw)
-            col_stride, tile_col = visits(n_tile_cols, draw)
-            for _ in range(n_tile_cols):
-                tile = tile_row * n_tile_cols + tile_col
-                begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + np.uint64(1)] - offsets[tile])
-                first_row, first_col = tile_row * np.uint64(height), tile_col * np.uint64(width)
-                draw = mix(draw)
-                stride, position = visits(n, draw)
-                for _ in range(n):
-                    t = begin + position
-                    position = advance(position, stride, n)
-                    u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
-                    swap(P + u * row_bytes, Q + i * row_bytes)
-                tile_col = advance(tile_col, col_stride, n_tile_cols)
-            tile_row = advance(tile_row, row_stride, n_tile_rows)
+            stride, position = visits(n, draw)
+            for _ in range(n):
+                u, i = first_row + np.uint64(rows[begin + position]), first_col + np.uint64(cols[begin + position])
+                swap(P + u * row_bytes, Q + i * row_bytes)
+                position = advance(position, stride, n)
+            tile = advance(tile, tile_stride, n_tiles)
 
     return run
 
@@ -135,19 +124,18 @@ def runs_at(rank: int, orders: dict[str, Ratings], n_users: int, n_items: int) -
     for other, factors in zip(others, (P, Q), strict=True):
         other[:] = factors
 
+    starts = np.append(0, np.cumsum(tiles.sizes())).astype(np.uint64)
+    rows = (tiles.places()[0] % tiles.tile_shape[0]).astype(tiles.rows.dtype)
+    shape = (np.uint64(n) for n in (*tiles.tile_shape, tiles.n_tile_cols))
+    arguments = starts, rows, tiles.cols, *shape
+
     def only_copy() -> None:
-        copy(
-            *tiles[:3],
-            *tiles.tile_shape,
-            tiles.n_tile_cols,
-            *(np.uintp(other.ctypes.data) for other in others),
-            np.uint64(1),
-        )
+        copy(*arguments, *(np.uintp(other.ctypes.data) for other in others))
 
     runs = {name: functools.partial(train, ratings) for name, ratings in orders.items()} | {"copy": only_copy}
     for run in runs.values():
         run()
-    return {name: functools.partial(timed, run, len(tiles.rows)) for name, run in runs.items()}
+    return {name: functools.partial(timed, run, len(tiles.values)) for name, run in runs.items()}
 
 
 def main() -> None:
@@ -161,9 +149,8 @@ def main() -> None:
     ranks, rounds = ([8, 20], 2) if args.toy else (args.ranks, args.rounds)
     users, items, codes = draw(n, n_users, n_items)
     orders = {
-        "tiles": arrange(users, items, codes, 256, 256),
-        "by user": arrange(users, items, codes, 1, n_items),
-        "shuffled": arrange(users, items, codes, n_users, n_items),
+        "tiles": arrange(users, items, codes, (256, 256)),
+        "one tile": arrange(users, items, codes, (1 << n_users.bit_length(), 1 << n_items.bit_length())),
     }
     print(f"{machine()}; one block of {n:,} ratings, {n_users:,} users × {n_items:,} items\n")
     rows = []

@@ -4,9 +4,9 @@
     users.parquet, items.parquet  raw id and number of ratings, by row and by column number
     rows/00000.bin                the blocks of row block 0, side by side
 
-A block is four plain arrays for the ratings to train on and the same four for those held out: ratings per tile
-(uint32), row within the tile, column within the tile, value; each is filled up to whole words of 8 bytes. They need no
-decoding: the kernel reads them as they are.
+A block is four plain arrays for the ratings to train on and the same four for those held out: groups of each size per
+tile (uint32), row of each group within the tile, column within the tile and value of each rating; each is filled up to
+whole words of 8 bytes. They need no decoding: the kernel reads them as they are.
 """
 
 import math
@@ -25,10 +25,10 @@ from distmf.cache import ByteCache
 from distmf.encoding import Encoding
 from distmf.errors import StoreError
 from distmf.grid import BlockKey, Shape, offset_dtype
-from distmf.kernel import Ratings
+from distmf.kernel import GROUP_SIZES, Ratings
 from distmf.store import Folder, Kind
 
-KIND = Kind("distmf blocks", 2, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
+KIND = Kind("distmf blocks", 3, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
 CACHE_BYTES = 1 << 30  # per process
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"
@@ -125,17 +125,27 @@ class Layout(NamedTuple):
 
     def no_ratings(self) -> Ratings:
         """Return an empty part of a block, of the types that all blocks of this layout have."""
-        arrays = [np.empty(0, dtype=dtype) for dtype in self.dtypes]
-        return self.ratings(np.zeros(math.prod(self.tiles(BlockKey(0, 0))), dtype=np.uint32), arrays, BlockKey(0, 0))
+        key = BlockKey(0, 0)
+        data = np.zeros(padded(self._count_bytes(key)), dtype=np.uint8)
+        return self.ratings(data, key, 0)[0]
 
-    def ratings(
-        self, tile_counts: npt.NDArray[np.uint32], arrays: Sequence[npt.NDArray[Any]], key: BlockKey
-    ) -> Ratings:
-        """Return the ratings of one part of a block as the kernel takes them."""
-        offsets = np.zeros(len(tile_counts) + 1, dtype=np.int64)
-        np.cumsum(tile_counts, out=offsets[1:])
+    def ratings(self, data: npt.NDArray[np.uint8], key: BlockKey, begin: int) -> tuple[Ratings, int]:
+        """Return the ratings of the part of a block that begins in its bytes there, and where it ends.
+
+        They are views of `data`.
+        """
+        n_bytes = self._count_bytes(key)
+        counts = data[begin : begin + n_bytes].view(np.uint32).reshape(-1, len(GROUP_SIZES))
+        begin += padded(n_bytes)
+        n, arrays = int((counts.sum(axis=0) * GROUP_SIZES).sum()), []
+        for dtype, length in zip(self.dtypes, (int(counts.sum()), n, n), strict=True):
+            arrays.append(np.frombuffer(data, dtype, length, begin))
+            begin += padded(dtype.itemsize * length)
         rows, cols, values = arrays
-        return Ratings(offsets, rows, cols, values, self.encoding, self.tile_shape, self.tiles(key)[1])
+        return Ratings(counts, rows, cols, values, self.encoding, self.tile_shape, self.tiles(key)[1]), begin
+
+    def _count_bytes(self, key: BlockKey) -> int:
+        return math.prod(self.tiles(key)) * len(GROUP_SIZES) * np.dtype(np.uint32).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +258,9 @@ class Blocks:
                 "the file is damaged: restore it or block the ratings again"
             )
         parts: dict[Part, Ratings] = {}
-        begin, n_tiles = 0, math.prod(self.layout.tiles(key))
-        for part, n in zip(PARTS, (entry.n_train, entry.n_holdout), strict=True):
-            arrays = []
-            for dtype, length in zip((np.dtype(np.uint32), *self.layout.dtypes), (n_tiles, n, n, n), strict=True):
-                arrays.append(np.frombuffer(data, dtype, length, begin))
-                begin += padded(dtype.itemsize * length)
-            parts[part] = self.layout.ratings(arrays[0], arrays[1:], key)
+        begin = 0
+        for part in PARTS:
+            parts[part], begin = self.layout.ratings(data, key, begin)
         return parts, len(data)
 
     def numbers(self, key: BlockKey, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -272,11 +278,8 @@ class Blocks:
         rows, cols : int64, shape (n,)
             In the order of the ratings that `read` returns.
         """
-        ratings = self.read(key, part)
-        tile = np.repeat(np.arange(len(ratings.offsets) - 1), np.diff(ratings.offsets))
-        tile_row, tile_col = np.divmod(tile, ratings.n_tile_cols)
-        rows = self.layout.row_cuts[key.row] + tile_row * ratings.tile_shape[0] + ratings.rows
-        return rows, self.layout.col_cuts[key.col] + tile_col * ratings.tile_shape[1] + ratings.cols
+        rows, cols = self.read(key, part).places()
+        return self.layout.row_cuts[key.row] + rows, self.layout.col_cuts[key.col] + cols
 
     def ids(self, side: Literal["user", "item"]) -> pa.Table:
         """Return raw ids (`id`) and numbers of ratings to train on (`count`) in the order of the row or column numbers.

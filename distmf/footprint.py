@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from distmf.grid import Shape, bytes_per_line, offset_dtype, tile_shape
+from distmf.kernel import GROUP_SIZES
 from distmf.simulation import owners
 
 LIBRARIES = 400 << 20  # of a worker process: Python, Arrow, Dask, the compiler and what it made
@@ -120,12 +121,18 @@ def factor_bytes(inputs: Inputs, shape: Shape) -> tuple[int, int]:
 
 
 def block_bytes(inputs: Inputs, shape: Shape) -> int:
-    """Return the bytes of a mean block on disk: two offsets and a value for each rating, and two tables of tiles."""
-    sides = tile_shape(inputs.n_users, inputs.n_items, inputs.n_ratings)
-    per_rating = sum(offset_dtype(side).itemsize for side in sides) + inputs.value_bytes
+    """Return the bytes of a mean block on disk: a column and a value for each rating, a row for each group.
+
+    And two tables of tiles: of the ratings to train on, and of those held out.
+    """
+    height, width = tile_shape(inputs.n_users, inputs.n_items, inputs.n_ratings)
     n_rows, n_cols = -(-inputs.n_users // shape.rows), -(-inputs.n_items // shape.cols)
-    n_tiles = -(-n_rows // sides[0]) * -(-n_cols // sides[1])
-    return per_rating * -(-inputs.n_ratings // (shape.rows * shape.cols)) + 2 * 4 * n_tiles
+    in_a_row = inputs.n_ratings / inputs.n_users * min(width, n_cols) / inputs.n_items  # ratings, in a tile
+    # A quarter of the ratings, and what is left over of each row: 0, 1, 1 or 2 groups instead of as many quarters.
+    groups = min(1.0, 0.25 + 0.625 / in_a_row)
+    per_rating = groups * offset_dtype(height).itemsize + offset_dtype(width).itemsize + inputs.value_bytes
+    n_tiles = -(-n_rows // height) * -(-n_cols // width)
+    return int(per_rating * -(-inputs.n_ratings // (shape.rows * shape.cols))) + 2 * 4 * len(GROUP_SIZES) * n_tiles
 
 
 def worker_bytes(inputs: Inputs, shape: Shape) -> WorkerBytes:

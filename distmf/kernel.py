@@ -1,16 +1,18 @@
 """One block of ratings, its row factors and its column factors -> updated factors and the block's cost.
 
 This is the only compiled part of training. It knows nothing of files, grids or Dask. A pass visits the tiles of a block
-row of tiles by row of tiles, and the ratings of a tile, in an order that `seed` draws anew: strides that are coprime
-with the number of things to visit, so that an order costs no memory and no time.
+row of tiles by row of tiles, and the groups of a tile size by size, in orders that `seed` draws anew: strides that are
+coprime with the number of things to visit, so that an order costs no memory and no time.
 
-One rating is one step of LLVM vectors over the padded rank, emitted by an intrinsic, because numba cannot prove that a
-row of P and a row of Q do not overlap and so leaves plain loops over them scalar. `reassoc` and `contract` are all that
-the vector code needs; flags that assume NaN away would hide divergence.
+A group is up to four ratings of one row: that is loaded and stored once for all of them, and what updates it is added
+up side by side. One group is one stretch of LLVM vectors over the padded rank, emitted by an intrinsic, because numba
+cannot prove that a row of P and a row of Q do not overlap and so leaves plain loops over them scalar. No flags that
+assume NaN away: they would hide divergence.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numba as nb
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
@@ -25,21 +28,27 @@ from distmf.encoding import Encoding
 
 LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
 MAX_RANK = 512
+UNROLLED = 8  # cache lines of a row that code is written for, at most: the compiler's time grows with them
+GROUP_SIZES = 4, 2, 1  # ratings of a row that are visited at once; their columns differ
 PREFETCHED_BYTES = 6 << 10  # of rows asked for ahead of time: they must stay in the L1 cache until they are needed
-_FLAGS = ("reassoc", "contract")
+
+FLOAT_BYTES = np.uint64(4)
+FLOAT32, FLOAT64, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 
 Factors = npt.NDArray[np.float32]
 
 
 class Ratings(NamedTuple):
-    """The ratings of one block in tiles, as the kernel reads them.
+    """The ratings of one block in groups and tiles, as the kernel reads them.
 
     Attributes
     ----------
-    offsets : int64, shape (n_tile_rows * n_tile_cols + 1,)
-        Where the ratings of each tile begin; tiles lie row by row.
-    rows, cols : uint8 or uint16, shape (n,)
-        Row and column within the tile.
+    counts : uint32, shape (n_tile_rows * n_tile_cols, len(GROUP_SIZES))
+        Groups of each size in each tile; tiles lie row by row, and the groups of a tile size by size.
+    rows : uint8 or uint16, shape (n_groups,)
+        Row of each group within the tile.
+    cols : uint8 or uint16, shape (n,)
+        Column of each rating within the tile.
     values : uint8, uint16 or float32, shape (n,)
         The ratings, in `encoding`.
     encoding : Encoding
@@ -50,13 +59,26 @@ class Ratings(NamedTuple):
         Tiles side by side.
     """
 
-    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.unsignedinteger[Any]]
     cols: npt.NDArray[np.unsignedinteger[Any]]
     values: npt.NDArray[Any]
     encoding: Encoding
     tile_shape: tuple[int, int]
     n_tile_cols: int
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Return the number of ratings of each tile."""
+        return np.asarray((self.counts * np.array(GROUP_SIZES)).sum(axis=1))
+
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the row and the column of each rating within the block."""
+        counts = self.counts.ravel()
+        tile_row, tile_col = np.divmod(np.repeat(np.arange(len(self.counts)), len(GROUP_SIZES)), self.n_tile_cols)
+        height, width = self.tile_shape
+        sizes = np.tile(GROUP_SIZES, len(self.counts))
+        group_rows = np.repeat(tile_row * height, counts) + self.rows
+        return np.repeat(group_rows, np.repeat(sizes, counts)), np.repeat(tile_col * width, counts * sizes) + self.cols
 
 
 class FactorBlock(NamedTuple):
@@ -82,6 +104,15 @@ class Tiles(NamedTuple):
     n_cols: int
 
 
+class Addresses(NamedTuple):
+    """Where the factors and biases of a block, or of a tile of it, lie in memory."""
+
+    P: np.uintp
+    b_u: np.uintp
+    Q: np.uintp
+    b_i: np.uintp
+
+
 def padded_rank(rank: int) -> int:
     """Return the number of floats that a row of factors takes: `rank` rounded up to whole cache lines."""
     return -(-rank // LANES) * LANES
@@ -89,7 +120,7 @@ def padded_rank(rank: int) -> int:
 
 def compile_for(ratings: Ratings, rank: int) -> None:
     """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
-    nothing = ratings._replace(offsets=np.zeros(2, dtype=np.int64), n_tile_cols=1)
+    nothing = ratings._replace(counts=np.zeros((1, len(GROUP_SIZES)), dtype=np.uint32), n_tile_cols=1)
     rows, cols = (FactorBlock(aligned_empty(1, padded_rank(rank)), np.empty(1, dtype=np.float32)) for _ in range(2))
     hyper = Hyperparameters(0.0, 1.0, 0.0, 0.0)
     train_block(nothing, rows, cols, hyper, 0.0, 0)
@@ -116,12 +147,12 @@ class Hyperparameters(NamedTuple):
 def train_block(
     ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters, step_size: float, seed: int
 ) -> float:
-    """Update `rows` and `cols` in place with one SGD step per rating and return the sum of squared errors.
+    """Update `rows` and `cols` in place with one SGD step per group and return the sum of squared errors.
 
-    For each rating, with error e = r − μ − b_u − b_i − p_u·q_i and all values from before the rating::
+    For the ratings r_k of a group, with e_k = r_k − μ − b_u − b_k − p_u·q_k and all values from before the group::
 
-        b_u += η (e − λ_b b_u)      p_u += η (e q_i − λ p_u)
-        b_i += η (e − λ_b b_i)      q_i += η (e p_u − λ q_i)
+        b_u += η Σ (e_k − λ_b b_u)      p_u += η Σ (e_k q_k − λ p_u)
+        b_k += η (e_k − λ_b b_k)        q_k += η (e_k p_u − λ q_k)
 
     Parameters
     ----------
@@ -139,7 +170,7 @@ def train_block(
     Returns
     -------
     float
-        Σ e², each error from before the rating's own update, in units of `hyper.scale` squared. Not finite if the
+        Σ e², each error from before its own update, in units of `hyper.scale` squared. Not finite if the
         factors diverged.
 
     References
@@ -170,17 +201,22 @@ def _pass(
 ) -> float:
     """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
     encoding = ratings.encoding
-    run = _compiled(rows.factors.shape[1], len(encoding.table) > 0, training=training)
-    addresses = np.uintp(rows.factors.ctypes.data), np.uintp(cols.factors.ctypes.data)
-    assert addresses[0] % 64 == addresses[1] % 64 == 0
+    run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, len(encoding.table) > 0, training=training)
+    places = [np.uintp(array.ctypes.data) for side in (rows, cols) for array in side]
+    assert places[0] % CACHE_LINE == places[2] % CACHE_LINE == 0
     table = ((np.array(encoding.table, dtype=np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
-    arrays = [_read_only(array) for array in (*ratings[:4], table)]
+    starts = [np.concatenate([[0], np.cumsum(n)]).astype(np.uint64) for n in (ratings.counts.sum(1), ratings.sizes())]
+    arrays = tuple(_read_only(array) for array in (*ratings[:4], table, *starts))
     unit = encoding.step or 1.0  # of the values, if they are no codes
     mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
-        numbers = np.array([mean, inverse_scale, step_size, hyper.reg, hyper.bias_reg]).astype(np.float32)
+        centring = tuple(np.array([mean, inverse_scale]).astype(np.float32))
+        steps = tuple(np.array([step_size, step_size * hyper.reg, step_size * hyper.bias_reg]).astype(np.float32))
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
-    return run(*arrays, tiles, *addresses, rows.biases, cols.biases, *numbers, np.uint64(seed))
+    centred = np.empty(int(np.diff(starts[1]).max()), dtype=np.float32)
+    squares = np.zeros(GROUP_SIZES[0])
+    run(arrays, tiles, Addresses(*places), centring, steps, centred, squares, np.uint64(seed))
+    return float(squares.sum())
 
 
 def _aligned(factors: Factors) -> Factors:
@@ -197,111 +233,80 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache
-def _compiled(n_floats: int, coded: bool, *, training: bool) -> Callable[..., float]:
+def _compiled(n_floats: int, col_bytes: int, coded: bool, *, training: bool) -> Callable[..., float]:
     """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
-    step, prefetch_row, prefetch_bias = _step(n_floats, training=training), _prefetch(n_floats), _prefetch(1)
-    row_bytes, bias_bytes = np.uint64(4 * n_floats), np.uint64(4)
-    distance = np.uint64(max(2, min(16, PREFETCHED_BYTES // (8 * n_floats))))
-
-    @nb.njit(nogil=True)
-    def ask_for(addresses, u, i):
-        P, Q, b_u, b_i = addresses
-        prefetch_row(P + u * row_bytes)
-        prefetch_row(Q + i * row_bytes)
-        prefetch_bias(b_u + u * bias_bytes)
-        prefetch_bias(b_i + i * bias_bytes)
+    # What is measured may be measured one by one, which is less to compile.
+    sizes = GROUP_SIZES if training else (1,) * len(GROUP_SIZES)
+    visit_fours, visit_twos, visit_ones = (_visitor(n_floats, size, col_bytes, training=training) for size in sizes)
+    row_bytes, column_bytes, one = np.uint64(4 * n_floats), np.uint64(col_bytes), np.uint64(1)
 
     @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
-    def run(
-        offsets, rows, cols, values, table, tiles, P, Q, b_u, b_i, mean, inverse_scale, step_size, reg, bias_reg, seed
-    ):
-        n_tile_cols = np.uint64(tiles.n_cols)
-        n_tile_rows = np.uint64(len(offsets) - 1) // n_tile_cols
-        decay, bias_decay = np.float32(1) - step_size * reg, np.float32(1) - step_size * bias_reg
-        addresses = P, Q, np.uint64(b_u.ctypes.data), np.uint64(b_i.ctypes.data)
-        squared = 0.0
-        centred = np.empty(_longest(offsets), dtype=np.float32)
+    def run(arrays, tiles, at, centring, steps, centred, squares, seed):
+        counts, rows, cols, values, table, group_starts, starts = arrays
+        mean, inverse_scale = centring
+        n_tile_cols, height, width = np.uint64(tiles.n_cols), np.uint64(tiles.height), np.uint64(tiles.width)
+        n_tile_rows = np.uint64(len(counts)) // n_tile_cols
         draw = _mix(seed)
         row_stride, tile_row = _visits(n_tile_rows, draw)
         for _ in range(n_tile_rows):
             draw = _mix(draw)
             col_stride, tile_col = _visits(n_tile_cols, draw)
             for _ in range(n_tile_cols):
-                tile = tile_row * n_tile_cols + tile_col
-                begin, n = np.uint64(offsets[tile]), np.uint64(offsets[tile + np.uint64(1)] - offsets[tile])
-                first_row, first_col = tile_row * np.uint64(tiles.height), tile_col * np.uint64(tiles.width)
                 draw = _mix(draw)
-                stride, position = _visits(n, draw)
-                for k in range(n):  # for a tile at once this takes vectors; rating by rating it costs 8 % of the speed
+                tile = tile_row * n_tile_cols + tile_col
+                group, begin = group_starts[tile], starts[tile]
+                for k in range(starts[tile + one] - begin):  # at once, which takes vectors
                     value = values[begin + k]
                     centred[k] = table[value] if coded else (np.float32(value) - mean) * inverse_scale
-                ahead = position
-                for _ in range(min(n, distance)):
-                    t = begin + ahead
-                    ask_for(addresses, first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t]))
-                    ahead = _advance(ahead, stride, n)
-                for _ in range(n):
-                    t = begin + ahead
-                    ask_for(addresses, first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t]))
-                    ahead = _advance(ahead, stride, n)
-                    k = position
-                    t = begin + k
-                    position = _advance(position, stride, n)
-                    u, i = first_row + np.uint64(rows[t]), first_col + np.uint64(cols[t])
-                    bias_u, bias_i = b_u[u], b_i[i]
-                    residual = centred[k] - bias_u - bias_i
-                    error = step(P + u * row_bytes, Q + i * row_bytes, residual, step_size, decay)
-                    squared = _fma(np.float64(error), np.float64(error), squared)
-                    if training:
-                        gain = step_size * error
-                        b_u[u] = _fma(bias_u, bias_decay, gain)
-                        b_i[i] = _fma(bias_i, bias_decay, gain)
+                u, i = tile_row * height, tile_col * width
+                P, b_u = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES
+                corner = Addresses(P, b_u, at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES)
+                col, value = np.uint64(cols.ctypes.data) + begin * column_bytes, np.uint64(centred.ctypes.data)
+                for kind in range(len(GROUP_SIZES)):
+                    n, size = np.uint64(counts[tile, kind]), np.uint64(GROUP_SIZES[kind])
+                    if kind == 0:
+                        visit_fours(rows, group, n, size, corner, col, value, steps, squares, draw)
+                    elif kind == 1:
+                        visit_twos(rows, group, n, size, corner, col, value, steps, squares, draw)
+                    else:
+                        visit_ones(rows, group, n, size, corner, col, value, steps, squares, draw)
+                    group += n
+                    col += n * size * column_bytes
+                    value += n * size * FLOAT_BYTES
                 tile_col = _advance(tile_col, col_stride, n_tile_cols)
             tile_row = _advance(tile_row, row_stride, n_tile_rows)
-        return squared
 
     return run
 
 
-@nb.njit(nogil=True)
-def _longest(offsets):
-    """Return the number of ratings of the fullest tile."""
-    longest = 0
-    for tile in range(len(offsets) - 1):
-        longest = max(longest, offsets[tile + 1] - offsets[tile])
-    return longest
+@functools.lru_cache
+def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Callable[..., None]:
+    """Return the visits to the groups of one size of a tile; to measure ratings of larger groups, `size` is 1."""
+    step, ask_for = _step(n_floats, size, col_bytes, training=training), _ask_for(n_floats, size, col_bytes)
+    ahead = np.uint64(max(1, min(16, PREFETCHED_BYTES // (8 * n_floats)) // size))
+    row_bytes, visit_size = np.uint64(4 * n_floats), np.uint64(size)
+    column_bytes, value_bytes = np.uint64(size * col_bytes), np.uint64(size) * FLOAT_BYTES
 
+    @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
+    def visit(rows, first, n_groups, group_size, at, cols, values, steps, squares, draw):
+        a_row = np.uint64(1) if training else group_size // visit_size  # visits to each row
+        n = n_groups * a_row
+        stride, position = _visits(n, draw)
+        coming = position
+        for _ in range(min(n, ahead)):
+            u = np.uint64(rows[first + coming // a_row])
+            ask_for(at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i, cols + coming * column_bytes)
+            coming = _advance(coming, stride, n)
+        for _ in range(n):
+            u = np.uint64(rows[first + coming // a_row])
+            ask_for(at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i, cols + coming * column_bytes)
+            coming = _advance(coming, stride, n)
+            u = np.uint64(rows[first + position // a_row])
+            place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i
+            step(*place, cols + position * column_bytes, values + position * value_bytes, *steps, squares.ctypes.data)
+            position = _advance(position, stride, n)
 
-@intrinsic
-def _fma(typing_context, a, b, c):
-    """Return a * b + c, rounded once, in one instruction."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.fma(*arguments)
-
-    return a(a, a, a), codegen
-
-
-def _prefetch(n_floats: int) -> Any:
-    """Return the intrinsic that asks for the cache lines of a row ahead of time."""
-
-    @intrinsic
-    def prefetch(typing_context, address):
-        def codegen(context, builder, signature, arguments):
-            int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-            name = "llvm.prefetch.p0"
-            function = builder.module.globals.get(name) or ir.Function(
-                builder.module, ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32]), name
-            )
-            # For reading, into the nearest cache, data and not instructions.
-            hints = [ir.Constant(int32, hint) for hint in (0, 3, 1)]
-            for line in range(-(-n_floats // LANES)):
-                place = builder.add(arguments[0], ir.Constant(int64, 4 * LANES * line))
-                builder.call(function, [builder.inttoptr(place, pointer), *hints])
-
-        return types.void(types.uintp), codegen
-
-    return prefetch
+    return visit
 
 
 @nb.njit(nogil=True)
@@ -334,55 +339,178 @@ def _advance(position, stride, n):
     return position - n if position >= n else position
 
 
-def _step(n_floats: int, *, training: bool) -> Any:
-    """Return the intrinsic of one rating: it takes the addresses of p and q, updates them, and returns the error."""
-    vector = ir.VectorType(ir.FloatType(), LANES)
-    n_vectors = n_floats // LANES
+class _Code:
+    """Writes LLVM instructions on vectors into the function that numba is compiling."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self._builder = builder
+
+    def load(self, address: Any, kind: Any, align: int = 4) -> Any:
+        value = self._builder.load(self._builder.inttoptr(address, kind.as_pointer()))
+        value.align = align
+        return value
+
+    def store(self, value: Any, address: Any, align: int = 4) -> None:
+        self._builder.store(value, self._builder.inttoptr(address, value.type.as_pointer())).align = align
+
+    def offset(self, address: Any, n_bytes: int) -> Any:
+        return self._builder.add(address, ir.Constant(INT64, n_bytes))
+
+    def indexed(self, address: Any, number: Any, n_bytes: int) -> Any:
+        return self._builder.add(address, self._builder.mul(number, ir.Constant(INT64, n_bytes)))
+
+    def numbers(self, address: Any, n: int, n_bytes: int) -> list[Any]:
+        """Return n unsigned numbers that lie side by side."""
+        kind = ir.IntType(8 * n_bytes)
+        return [
+            self._builder.zext(self.load(self.offset(address, k * n_bytes), kind, n_bytes), INT64) for k in range(n)
+        ]
+
+    def call(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        kinds = [argument.type for argument in arguments]
+        module = self._builder.module
+        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(result, kinds), name)
+        return self._builder.call(function, arguments)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """Return a · b + c, rounded once."""
+        kind = "f64" if a.type.element == FLOAT64 else "f32"
+        return self.call(f"llvm.fma.v{a.type.count}{kind}", a.type, [a, b, c])
+
+    def prefetch(self, address: Any, n_lines: int = 1) -> None:
+        """Ask for cache lines: to read, into the nearest cache, data and not instructions."""
+        hints = [ir.Constant(INT32, hint) for hint in (0, 3, 1)]
+        for line in range(n_lines):
+            place = self._builder.inttoptr(self.offset(address, line * CACHE_LINE), ir.IntType(8).as_pointer())
+            self.call("llvm.prefetch.p0", ir.VoidType(), [place, *hints])
+
+    @contextlib.contextmanager
+    def each_line(self, n: int) -> Iterator[list[Any]]:
+        """Yield where some of n cache lines of a row begin, for what is to be done to them; all come to it in turn."""
+        at_once = max(k for k in range(1, UNROLLED + 1) if n % k == 0)
+        start, stop, step = (ir.Constant(INT64, lines * CACHE_LINE) for lines in (0, n, at_once))
+        with cgutils.for_range_slice(self._builder, start, stop, step, INT64) as (offset, _):
+            yield [self.offset(offset, k * CACHE_LINE) for k in range(at_once)]
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes)))
+
+    def splat(self, vector: Any, lane: int, width: int) -> Any:
+        return self.shuffle(vector, vector, [lane] * width)
+
+    def gather(self, values: Sequence[Any]) -> Any:
+        """Return a vector of single values."""
+        vector = ir.Constant(ir.VectorType(values[0].type, len(values)), ir.Undefined)
+        for k, value in enumerate(values):
+            vector = self._builder.insert_element(vector, value, ir.Constant(INT32, k))
+        return vector
+
+    def lanes(self, vector: Any) -> list[Any]:
+        """Return the single values of a vector."""
+        return [self._builder.extract_element(vector, ir.Constant(INT32, k)) for k in range(vector.type.count)]
+
+    def halved(self, vector: Any) -> Any:
+        """Return the sum of the two halves of a vector."""
+        half = vector.type.count // 2
+        return self._builder.fadd(
+            self.shuffle(vector, vector, range(half)), self.shuffle(vector, vector, range(half, 2 * half))
+        )
+
+    def sums(self, vectors: list[Any]) -> Any:
+        """Return a vector of the sums of 1, 2 or 4 vectors: each added up in the same order, however many they are."""
+        while vectors[0].type.count > 4:
+            vectors = [self.halved(vector) for vector in vectors]
+        if len(vectors) == 1:
+            return self.halved(self.halved(vectors[0]))
+        pairs = [
+            self._builder.fadd(self.shuffle(a, b, (0, 4, 1, 5)), self.shuffle(a, b, (2, 6, 3, 7)))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        if len(pairs) == 1:
+            return self.halved(pairs[0])
+        a, b = pairs
+        return self._builder.fadd(self.shuffle(a, b, (0, 1, 4, 5)), self.shuffle(a, b, (2, 3, 6, 7)))
+
+
+def _ask_for(n_floats: int, size: int, col_bytes: int) -> Any:
+    """Return the intrinsic that asks for all that one group needs ahead of time."""
 
     @intrinsic
-    def step(typing_context, p_address, q_address, residual, step_size, decay):
-        signature = types.float32(types.uintp, types.uintp, types.float32, types.float32, types.float32)
+    def ask_for(typing_context, p, b_u, Q, b_i, cols):
+        def codegen(context, builder, signature, arguments):
+            p, b_u, Q, b_i, cols = arguments
+            code, n_lines = _Code(builder), n_floats // LANES
+            code.prefetch(p, n_lines)
+            code.prefetch(b_u)
+            for i in code.numbers(cols, size, col_bytes):
+                code.prefetch(code.indexed(Q, i, 4 * n_floats), n_lines)
+                code.prefetch(code.indexed(b_i, i, 4))
+
+        return types.void(p, b_u, Q, b_i, cols), codegen
+
+    return ask_for
+
+
+def _step(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Any:
+    """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the squared errors."""
+    vector, n_lines = ir.VectorType(FLOAT32, LANES), n_floats // LANES
+    singles, doubles = ir.VectorType(FLOAT32, size), ir.VectorType(FLOAT64, size)
+
+    @intrinsic
+    def step(typing_context, p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares):
+        signature = types.void(p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares)
 
         def codegen(context, builder, signature, arguments):
-            p_address, q_address, residual, step_size, decay = arguments
-            float32, int32, int64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares = arguments
+            code = _Code(builder)
+            one = ir.Constant(FLOAT32, 1.0)
 
-            def pointers(address):
-                offsets = [ir.Constant(int64, 4 * LANES * n) for n in range(n_vectors)]
-                return [builder.inttoptr(builder.add(address, offset), vector.as_pointer()) for offset in offsets]
+            def kept(decay, n):  # of a value, after n ratings
+                return builder.fsub(one, builder.fmul(ir.Constant(FLOAT32, float(n)), decay))
 
-            def load(pointer):
-                value = builder.load(pointer)
-                value.align = 64
-                return value
+            def everywhere(value, width):
+                return code.splat(code.gather([value]), 0, width)
 
-            def splat(value):
-                undefined = ir.Constant(vector, ir.Undefined)
-                single = builder.insert_element(undefined, value, ir.Constant(int32, 0))
-                return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(int32, LANES), [0] * LANES))
-
-            def multiply_add(a, b, c, d):
-                products = builder.fmul(a, b, flags=_FLAGS), builder.fmul(c, d, flags=_FLAGS)
-                return builder.fadd(*products, flags=_FLAGS)
-
-            p_pointers, q_pointers = pointers(p_address), pointers(q_address)
-            p, q = [load(x) for x in p_pointers], [load(x) for x in q_pointers]
-            terms = [builder.fmul(builder.fneg(a), b, flags=_FLAGS) for a, b in zip(p, q, strict=True)]
-            while len(terms) > 1:  # a tree: short chains of dependent additions
-                rest = terms[len(terms) // 2 * 2 :]
-                terms = [builder.fadd(a, b, flags=_FLAGS) for a, b in zip(terms[::2], terms[1::2], strict=False)] + rest
-            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            reduce = builder.module.globals.get(name) or ir.Function(
-                builder.module, ir.FunctionType(float32, [float32, vector]), name
+            numbers = code.numbers(cols, size, col_bytes)
+            rows_of_Q = [code.indexed(Q, i, 4 * n_floats) for i in numbers]
+            col_places = [code.indexed(b_i, i, 4) for i in numbers]
+            dots = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for _ in numbers]
+            with code.each_line(n_lines) as offsets:
+                for offset in offsets:
+                    a = code.load(builder.add(p, offset), vector, CACHE_LINE)
+                    for q, dot in zip(rows_of_Q, dots, strict=True):
+                        b = code.load(builder.add(q, offset), vector, CACHE_LINE)
+                        builder.store(code.fma(a, b, builder.load(dot)), dot)
+            row_bias = code.load(b_u, FLOAT32)
+            col_biases = code.gather([code.load(place, FLOAT32) for place in col_places])
+            error = builder.fsub(code.load(values, singles), col_biases)
+            error = builder.fsub(
+                builder.fsub(error, everywhere(row_bias, size)), code.sums([builder.load(dot) for dot in dots])
             )
-            error = builder.call(reduce, [residual, *terms], fastmath=_FLAGS)
-            if training:
-                gain, decay = splat(builder.fmul(step_size, error)), splat(decay)
-                for a, b, to_p, to_q in zip(p, q, p_pointers, q_pointers, strict=True):
-                    new_p, new_q = multiply_add(a, decay, b, gain), multiply_add(b, decay, a, gain)
-                    builder.store(new_p, to_p).align = 64
-                    builder.store(new_q, to_q).align = 64
-            return error
+            wide = builder.fpext(error, doubles)
+            code.store(code.fma(wide, wide, code.load(squares, doubles, 8)), squares, 8)
+            if not training:
+                return
+            gain = builder.fmul(error, everywhere(step_size, size))
+            new_biases = code.fma(col_biases, everywhere(kept(bias_decay, 1), size), gain)
+            for bias, place in zip(code.lanes(new_biases), col_places, strict=True):
+                code.store(bias, place)
+            new_bias = builder.fmul(row_bias, kept(bias_decay, size))
+            for k in code.lanes(gain):
+                new_bias = builder.fadd(new_bias, k)
+            code.store(new_bias, b_u)
+            gains = [code.splat(gain, k, LANES) for k in range(size)]
+            row_decay, col_decay = (everywhere(kept(decay, n), LANES) for n in (size, 1))
+            with code.each_line(n_lines) as offsets:
+                for offset in offsets:
+                    a = code.load(builder.add(p, offset), vector, CACHE_LINE)
+                    new_a = builder.fmul(a, row_decay)
+                    for q, k in zip(rows_of_Q, gains, strict=True):
+                        place = builder.add(q, offset)
+                        b = code.load(place, vector, CACHE_LINE)
+                        new_a = code.fma(b, k, new_a)
+                        code.store(code.fma(a, k, builder.fmul(b, col_decay)), place, CACHE_LINE)
+                    code.store(new_a, builder.add(p, offset), CACHE_LINE)
 
         return signature, codegen
 

@@ -31,10 +31,11 @@ from distmf.graph import (
     column_of,
     visit,
 )
-from distmf.grid import BlockKey, Shape, bytes_per_line, offset_dtype, tile_shape
+from distmf.grid import BlockKey, Shape, bytes_per_line, tile_shape
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from distmf.stepsize import StepRule
 from distmf.store import Folder
+from distmf.tiles import group
 
 MAX_RATINGS = 1_000_000  # of a synthetic block
 MAX_FACTOR_BYTES = 128 << 20  # of all factors
@@ -121,7 +122,7 @@ def measure_kernel(
         parts = pool.map(lambda n: _visits(ratings, pairs[n::at_once]), range(at_once))
         found = [seconds for part in parts for seconds in part]
     copying, training = (median(seconds) for seconds in zip(*found, strict=True))
-    return Speed(len(ratings.rows) / training, pair_bytes / copying)
+    return Speed(len(ratings.values) / training, pair_bytes / copying)
 
 
 def synthetic_block(n_ratings: int, n_users: int, n_items: int, rank: int, shape: Shape) -> tuple[Ratings, int, int]:
@@ -137,13 +138,11 @@ def synthetic_block(n_ratings: int, n_users: int, n_items: int, rank: int, shape
         for n_lines, n_all, power in ((n_rows, n_users, USER_POWER), (n_cols, n_items, ITEM_POWER))
     )
     n_tile_cols = -(-n_cols // sides[1])
-    tile = rows // sides[0] * n_tile_cols + cols // sides[1]
-    order = np.lexsort((cols, rows, tile))
-    counts = np.bincount(tile, minlength=-(-n_rows // sides[0]) * n_tile_cols)
-    offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
-    places = [(lines % side)[order].astype(offset_dtype(side)) for lines, side in zip((rows, cols), sides, strict=True)]
+    tiles = rows // sides[0] * n_tile_cols + cols // sides[1]
+    cells = (tiles * sides[0] + rows % sides[0]) * sides[1] + cols % sides[1]
     values, encoding = rng.integers(0, N_CODES, n, dtype=np.uint8), Encoding(tuple(map(float, range(N_CODES))))
-    return Ratings(offsets, places[0], places[1], values, encoding, sides, n_tile_cols), n_rows, n_cols
+    arrays = group(np.sort(cells).astype(np.uint64), values, sides, -(-n_rows // sides[0]) * n_tile_cols)
+    return Ratings(*arrays, encoding, sides, n_tile_cols), n_rows, n_cols
 
 
 def _draw(rng: np.random.Generator, n: int, n_lines: int, n_all: int, power: float) -> npt.NDArray[np.int64]:

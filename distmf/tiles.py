@@ -2,12 +2,14 @@
 
 from typing import Any, Literal, NamedTuple
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from distmf.blocks import Layout, Moments, padded
 from distmf.encoding import Encoding
-from distmf.grid import BlockKey
+from distmf.grid import BlockKey, offset_dtype
+from distmf.kernel import GROUP_SIZES
 
 Duplicates = Literal["keep", "mean", "error"]
 
@@ -31,7 +33,7 @@ def sort_part(
     layout: Layout,
     duplicates: Duplicates,
 ) -> SortedPart:
-    """Sort ratings by tile, row, column and value, and cut them into the arrays of a block.
+    """Sort ratings by tile, size of the group, row, column and value, and cut them into the arrays of a block.
 
     Parameters
     ----------
@@ -69,13 +71,84 @@ def sort_part(
         )
         cells, values = _settle(cells, values, repeats, duplicates)
 
-    tile_counts = np.bincount((cells >> _u64(row_bits + col_bits)).view(np.int64), minlength=n_tile_rows * n_tile_cols)
-    row_dtype, col_dtype, _ = layout.dtypes
-    rows = ((cells >> _u64(col_bits)) & _mask(row_bits)).astype(row_dtype)
-    cols = (cells & _mask(col_bits)).astype(col_dtype)
-    arrays = tile_counts.astype(np.uint32), rows, cols, values
+    arrays = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
     data = b"".join(array.tobytes().ljust(padded(array.nbytes), b"\0") for array in arrays)
     return SortedPart(data, _moments(values, layout.encoding), len(repeats), duplicate)
+
+
+def group(
+    cells: npt.NDArray[np.uint64], values: npt.NDArray[Any], tile_shape: tuple[int, int], n_tiles: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the arrays that `kernel.Ratings` begins with: groups of each size per tile, rows, columns, values.
+
+    Parameters
+    ----------
+    cells : uint64, shape (n,)
+        Places of the ratings, ascending: the tile, the row in it and the column in it as one number.
+    values : array, shape (n,)
+        The ratings.
+    tile_shape : tuple of int
+        Powers of two.
+    n_tiles : int
+        Of the block.
+    """
+    row_bits, col_bits = (side.bit_length() - 1 for side in tile_shape)
+    counts = np.zeros((n_tiles, len(GROUP_SIZES)), dtype=np.uint32)
+    bits = _u64(row_bits + col_bits), _u64(col_bits)
+    _count_groups(cells, *bits, counts)
+    row_dtype, col_dtype = map(offset_dtype, tile_shape)
+    rows, cols = np.empty(int(counts.sum()), row_dtype), np.empty(len(cells), col_dtype)
+    grouped = np.empty_like(values)
+    _group(cells, values, *bits, counts, rows, cols, grouped)
+    return counts, rows, cols, grouped
+
+
+@nb.njit(nogil=True)
+def _run(cells, begin, col_bits):
+    """Return the end of the ratings from `begin` on that are of one row of a tile, each of another column."""
+    end = begin + 1
+    while end < len(cells) and cells[end] >> col_bits == cells[begin] >> col_bits and cells[end] != cells[end - 1]:
+        end += 1
+    return end
+
+
+@nb.njit(nogil=True)
+def _count_groups(cells, tile_bits, col_bits, counts):
+    """Count the groups of each size in each tile: of each run as many of the larger sizes as fit."""
+    begin = 0
+    while begin < len(cells):
+        end = _run(cells, begin, col_bits)
+        left = end - begin
+        for kind in range(len(GROUP_SIZES)):
+            counts[cells[begin] >> tile_bits, kind] += left // GROUP_SIZES[kind]
+            left %= GROUP_SIZES[kind]
+        begin = end
+
+
+@nb.njit(nogil=True)
+def _group(cells, values, tile_bits, col_bits, counts, rows, cols, grouped):
+    """Fill in the row of each group, and the columns and values of its ratings."""
+    one = np.uint64(1)
+    row_mask, col_mask = (one << (tile_bits - col_bits)) - one, (one << col_bits) - one
+    starts = np.zeros((counts.size + 1, 2), dtype=np.int64)  # of groups and of ratings, by tile and size
+    for n in range(counts.size):
+        size = GROUP_SIZES[n % len(GROUP_SIZES)]
+        starts[n + 1, 0] = starts[n, 0] + counts.flat[n]
+        starts[n + 1, 1] = starts[n, 1] + counts.flat[n] * size
+    begin = 0
+    while begin < len(cells):
+        end = _run(cells, begin, col_bits)
+        tile, row = np.int64(cells[begin] >> tile_bits), cells[begin] >> col_bits & row_mask
+        for kind in range(len(GROUP_SIZES)):
+            size = GROUP_SIZES[kind]
+            start = starts[tile * len(GROUP_SIZES) + kind]
+            while end - begin >= size:
+                rows[start[0]] = row
+                for k in range(size):
+                    cols[start[1] + k], grouped[start[1] + k] = cells[begin + k] & col_mask, values[begin + k]
+                start[0] += 1
+                start[1] += size
+                begin += size
 
 
 def _moments(values: npt.NDArray[Any], encoding: Encoding) -> Moments:

@@ -3,6 +3,8 @@
 r̂ = μ + b_u + b_i + p_u · q_i                    e = (r − μ) / σ − b_u − b_i − p_u · q_i
 b_u += η (e − λ_b b_u)        p_u += η (e q_i − λ p_u)
 b_i += η (e − λ_b b_i)        q_i += η (e p_u − λ q_i)
+
+Ratings come in groups; all updates of a group use the values from before it.
 """
 
 from typing import NamedTuple
@@ -29,7 +31,7 @@ def error(parameters: Parameters, u: int, i: int, rating: float, mean: float, sc
 
 
 def sgd(
-    ratings: list[tuple[int, int, float]],
+    groups: list[list[tuple[int, int, float]]],
     parameters: Parameters,
     *,
     mean: float,
@@ -38,17 +40,18 @@ def sgd(
     reg: float,
     bias_reg: float,
 ) -> float:
-    """Train on ratings one after the other, in place, and return the sum of the squared errors from before each."""
+    """Train on groups one after the other, in place, and return the sum of the squared errors from before each."""
     P, Q, b_u, b_i = parameters
     squared = 0.0
-    for u, i, rating in ratings:
-        e = error(parameters, u, i, rating, mean, scale)
-        p_u, q_i = P[u].copy(), Q[i].copy()  # all updates use the values from before the rating
-        b_u[u] += step_size * (e - bias_reg * b_u[u])
-        b_i[i] += step_size * (e - bias_reg * b_i[i])
-        P[u] += step_size * (e * q_i - reg * p_u)
-        Q[i] += step_size * (e * p_u - reg * q_i)
-        squared += e**2
+    for ratings in groups:
+        old = Parameters(*(array.copy() for array in parameters))
+        for u, i, rating in ratings:
+            e = error(old, u, i, rating, mean, scale)
+            b_u[u] += step_size * (e - bias_reg * old.b_u[u])
+            b_i[i] += step_size * (e - bias_reg * old.b_i[i])
+            P[u] += step_size * (e * old.Q[i] - reg * old.P[u])
+            Q[i] += step_size * (e * old.P[u] - reg * old.Q[i])
+            squared += e**2
     return squared
 
 

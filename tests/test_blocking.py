@@ -305,7 +305,7 @@ def test_open_blocks__refuses_other_versions_and_damage(tmp_path: Path) -> None:
     block_ratings(source, path)
     manifest = json.loads((path / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 2 is needed"),
+        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 3 is needed"),
         ({"kind": "browser extension"}, "is of 'browser extension'"),
         ({"row_cuts": [0, 5]}, "manifest.json is damaged: its checksum does not match"),
         ({"blocks": []}, "manifest.json is damaged: its checksum does not match"),
@@ -335,7 +335,7 @@ def test_read__keeps_blocks_in_a_bounded_cache(tmp_path: Path, monkeypatch: pyte
         assert not found.read(key, part).rows.flags.writeable
         assert cache._bytes <= 2 * largest
     (tmp_path / "b" / "rows" / "00001.bin").unlink()
-    assert len(found.read(BlockKey(1, 1), "train").rows) == found.entries[BlockKey(1, 1)].n_train  # the last one read
+    assert len(found.read(BlockKey(1, 1), "train").values) == found.entries[BlockKey(1, 1)].n_train  # the last one read
 
 
 def test_block__goes_on_when_graphs_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

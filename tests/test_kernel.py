@@ -1,5 +1,6 @@
 """The kernel against the reference, its order of visits, and how it is compiled."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from distmf import kernel
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
-from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.kernel import GROUP_SIZES, FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.tiles import group
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
@@ -19,25 +21,27 @@ HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02)
 def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_tile_cols: int = 3) -> Ratings:
     """Return random ratings in tiles of 16 × 8."""
     rng = np.random.default_rng(seed)
-    tile = np.sort(rng.integers(n_tile_rows * n_tile_cols, size=n))
-    offsets = np.searchsorted(tile, np.arange(n_tile_rows * n_tile_cols + 1)).astype(np.int64)
-    rows, cols = rng.integers(16, size=n, dtype=np.uint8), rng.integers(8, size=n, dtype=np.uint8)
+    cells = np.sort(rng.integers(n_tile_rows * n_tile_cols * 16 * 8, size=n)).astype(np.uint64)
     encoding = Encoding((1.0, 2.0, 3.5, 5.0)) if coded else Encoding()
     values = rng.integers(4, size=n, dtype=np.uint8) if coded else rng.normal(3, 1, n).astype(np.float32)
-    return Ratings(offsets, rows, cols, values, encoding, (16, 8), n_tile_cols)
+    return Ratings(*group(cells, values, (16, 8), n_tile_rows * n_tile_cols), encoding, (16, 8), n_tile_cols)
 
 
-def visits(ratings: Ratings, seed: int) -> list[int]:
-    """Return the positions of the ratings in the order in which a pass visits them."""
-    order: list[int] = []
+def visits(ratings: Ratings, seed: int) -> list[list[int]]:
+    """Return the positions of the ratings of each group in the order in which a pass visits them."""
+    order: list[list[int]] = []
     n_tile_cols = ratings.n_tile_cols
+    begins = np.append(0, np.cumsum(ratings.sizes())).tolist()
     draw = kernel._mix(np.uint64(seed))
-    for tile_row in strides((len(ratings.offsets) - 1) // n_tile_cols, draw):
+    for tile_row in strides(len(ratings.counts) // n_tile_cols, draw):
         draw = kernel._mix(np.uint64(draw))
         for tile_col in strides(n_tile_cols, draw):
             draw = kernel._mix(np.uint64(draw))
-            begin, end = ratings.offsets[tile_row * n_tile_cols + tile_col :][:2].tolist()
-            order += [begin + position for position in strides(end - begin, draw)]
+            tile = tile_row * n_tile_cols + tile_col
+            begin = begins[tile]
+            for size, n in zip(GROUP_SIZES, ratings.counts[tile].tolist(), strict=True):
+                order += [list(range(begin + size * k, begin + size * (k + 1))) for k in strides(n, draw)]
+                begin += size * n
     return order
 
 
@@ -47,13 +51,10 @@ def strides(n: int, draw: int) -> list[int]:
     return [(position + k * stride) % n for k in range(n)]
 
 
-def triples(ratings: Ratings, order: list[int]) -> list[tuple[int, int, float]]:
+def triples(ratings: Ratings) -> list[tuple[int, int, float]]:
     """Return row, column and rating of every position."""
-    tile = np.searchsorted(ratings.offsets, order, side="right") - 1
-    rows = tile // ratings.n_tile_cols * ratings.tile_shape[0] + ratings.rows[order]
-    cols = tile % ratings.n_tile_cols * ratings.tile_shape[1] + ratings.cols[order]
-    values = ratings.encoding.decode(ratings.values[order])
-    return list(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
+    rows, cols = ratings.places()
+    return list(zip(rows.tolist(), cols.tolist(), ratings.encoding.decode(ratings.values).tolist(), strict=True))
 
 
 def make_factors(rank: int, n_rows: int = 32, n_cols: int = 24) -> tuple[npt.NDArray[np.float32], ...]:
@@ -76,7 +77,9 @@ def test_train_block__agrees_with_the_reference(rank: int) -> None:
     P, Q, b_u, b_i = make_factors(rank)
     expected = reference.Parameters(*(array.astype(np.float64) for array in (P[:, :rank], Q[:, :rank], b_u, b_i)))
     cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), HYPER, 0.04, 7)
-    expected_cost = reference.sgd(triples(ratings, visits(ratings, 7)), expected, step_size=0.04, **HYPER._asdict())
+    all_of_them = triples(ratings)
+    groups = [[all_of_them[position] for position in group] for group in visits(ratings, 7)]
+    expected_cost = reference.sgd(groups, expected, step_size=0.04, **HYPER._asdict())
     assert cost == pytest.approx(expected_cost, rel=1e-5)
     for found, array in zip((P[:, :rank], Q[:, :rank], b_u, b_i), expected, strict=True):
         # 400 updates of float32 in a row, each with a rounding error of 6e-8 of values below 3
@@ -92,7 +95,7 @@ def test_measure_block__is_the_cost_at_fixed_factors(coded: bool) -> None:
     before = [array.copy() for array in arrays]
     cost = kernel.measure_block(ratings, *blocks(arrays), HYPER)
     parameters = reference.Parameters(*(array.astype(np.float64) for array in arrays))
-    mse = reference.mse(triples(ratings, list(range(300))), parameters, HYPER.mean, HYPER.scale)
+    mse = reference.mse(triples(ratings), parameters, HYPER.mean, HYPER.scale)
     assert cost * HYPER.scale**2 / 300 == pytest.approx(mse, rel=1e-5)
     for array, old in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, old)
@@ -115,8 +118,8 @@ def test_visits__are_a_permutation(n: int) -> None:
 
 def test_visits__differ_from_epoch_to_epoch() -> None:
     ratings = make_ratings(500, coded=True)
-    orders = [visits(ratings, seed) for seed in range(20)]
-    assert len(set(map(tuple, orders))) == 20
+    orders = [tuple(itertools.chain(*visits(ratings, seed))) for seed in range(20)]
+    assert len(set(orders)) == 20
     assert all(sorted(order) == list(range(500)) for order in orders)
 
 
@@ -152,5 +155,5 @@ def test_train_block__compiles_one_signature() -> None:
                 array.setflags(write=False)
             kernel.measure_block(ratings, *blocks(arrays), HYPER)
         for training in (True, False):
-            compiled = kernel._compiled(16, coded, training=training)
+            compiled = kernel._compiled(16, 1, coded, training=training)
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]

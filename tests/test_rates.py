@@ -31,17 +31,15 @@ def test_synthetic_block__is_such_as_the_grid_has(
     n_ratings: int, n_users: int, n_items: int, rank: int, shape: Shape
 ) -> None:
     ratings, n_rows, n_cols = synthetic_block(n_ratings, n_users, n_items, rank, shape)
-    n = len(ratings.rows)
+    n = len(ratings.values)
     assert 1 <= n <= MAX_RATINGS
     assert (n_rows + n_cols) * 4 * padded_rank(rank) <= MAX_FACTOR_BYTES
     assert n_rows <= -(-n_users // shape.rows)
     assert n_cols <= -(-n_items // shape.cols)
     density = n_ratings / (n_users * n_items)
     assert n == pytest.approx(density * n_rows * n_cols, rel=0.01, abs=1)
-    assert ratings.offsets[-1] == n
-    tile = np.repeat(np.arange(len(ratings.offsets) - 1), np.diff(ratings.offsets))
-    rows = tile // ratings.n_tile_cols * ratings.tile_shape[0] + ratings.rows
-    cols = tile % ratings.n_tile_cols * ratings.tile_shape[1] + ratings.cols
+    assert ratings.sizes().sum() == n
+    rows, cols = ratings.places()
     assert rows.max() < n_rows
     assert cols.max() < n_cols
     sides = []

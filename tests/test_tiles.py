@@ -13,6 +13,7 @@ from distmf.blocks import Layout, Moments
 from distmf.encoding import Encoding
 from distmf.grid import BlockKey
 from distmf.ids import Numbering
+from distmf.kernel import GROUP_SIZES
 from distmf.records import Lines, Sorter, split_records
 from distmf.tiles import Duplicates, sort_part
 
@@ -44,17 +45,37 @@ def draw(layout: Layout, n: int, seed: int, n_places: int) -> Part:
 
 def read(data: bytes, layout: Layout, n: int) -> list[tuple[int, int, float]]:
     """Return row, column and rating of every rating in a part's bytes, in their order."""
-    key, begin, arrays = BlockKey(0, 0), 0, []
-    n_tiles = int(np.prod(layout.tiles(key)))
-    for dtype, length in zip((np.dtype(np.uint32), *layout.dtypes), (n_tiles, n, n, n), strict=True):
-        arrays.append(np.frombuffer(data, dtype, length, begin))
-        begin += -(-dtype.itemsize * length // 8) * 8
-    ratings = layout.ratings(arrays[0], arrays[1:], key)
-    tile = np.repeat(np.arange(n_tiles), np.diff(ratings.offsets))
-    rows = tile // ratings.n_tile_cols * layout.tile_shape[0] + ratings.rows
-    cols = tile % ratings.n_tile_cols * layout.tile_shape[1] + ratings.cols
-    values = layout.encoding.decode(ratings.values)
-    return list(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
+    return [rating for group in read_groups(data, layout, n) for rating in group]
+
+
+def read_groups(data: bytes, layout: Layout, n: int) -> list[list[tuple[int, int, float]]]:
+    """Return the groups in a part's bytes, in their order, read as the format says."""
+    n_tile_rows, n_tile_cols = layout.tiles(BlockKey(0, 0))
+    arrays, begin = [], 0
+
+    def take(dtype: npt.DTypeLike, length: int) -> list[Any]:
+        nonlocal begin
+        array = np.frombuffer(data, dtype, length, begin)
+        begin += -(-array.nbytes // 8) * 8
+        return list(array)
+
+    counts = take(np.uint32, n_tile_rows * n_tile_cols * len(GROUP_SIZES))
+    for dtype, length in zip(layout.dtypes, (int(sum(counts)), n, n), strict=True):
+        arrays.append(iter(take(dtype, length)))
+    assert begin == len(data)
+    rows, cols, values = arrays
+    groups = []
+    for place, count in enumerate(counts):
+        tile, kind = divmod(place, len(GROUP_SIZES))
+        first_row, first_col = (tile // n_tile_cols * layout.tile_shape[0], tile % n_tile_cols * layout.tile_shape[1])
+        for _ in range(count):
+            row = first_row + int(next(rows))
+            group = []
+            for _ in range(GROUP_SIZES[kind]):
+                value = layout.encoding.decode(np.array([next(values)], dtype=layout.encoding.dtype))
+                group.append((row, first_col + int(next(cols)), float(value[0])))
+            groups.append(group)
+    return groups
 
 
 def triples(part: Part, layout: Layout) -> list[tuple[int, int, float]]:
@@ -110,11 +131,29 @@ def test_sort_part__sorts_cells_too_far_apart_for_one_integer(monkeypatch: pytes
     assert calls
 
 
-def test_sort_part__sorts_by_tile_row_and_column() -> None:
-    layout = LAYOUTS[0]
-    part = sort_part(*draw(layout, 400, 0, 400), BlockKey(0, 0), layout, "keep")
-    found = read(part.data, layout, 400)
-    assert found == sorted(found, key=lambda rating: (rating[0] // 256, rating[1] // 256, *rating))
+@pytest.mark.parametrize("n_places", [400, 4000])
+def test_sort_part__makes_groups_of_one_row_and_different_columns(n_places: int) -> None:
+    layout = Layout((0, 30), (0, 300), (16, 128), Encoding((1.0, 2.0, 4.5)))
+    part = sort_part(*draw(layout, 1000, 0, n_places), BlockKey(0, 0), layout, "keep")
+    groups = read_groups(part.data, layout, 1000)
+    order = []
+    for group in groups:
+        (row,) = {row for row, _, _ in group}
+        cols = [col for _, col, _ in group]
+        assert cols == sorted(set(cols))
+        (tile,) = {(row // 16, col // 128) for col in cols}
+        order.append((tile, -len(group), row, cols))
+    assert order == sorted(order)
+    assert {len(group) for group in groups} == set(GROUP_SIZES)
+
+
+def test_sort_part__makes_groups_as_large_as_can_be() -> None:
+    layout = Layout((0, 2), (0, 300), (256, 256), Encoding((1.0,)))
+    pairs = [(0, col) for col in range(11)] + [(1, 7)] * 3 + [(1, 8)]
+    cells = np.array([row << 8 | col for row, col in pairs], dtype=np.uint64)
+    part = sort_part(cells, np.zeros(len(pairs), dtype=np.uint8), BlockKey(0, 0), layout, "keep")
+    sizes = [(group[0][0], len(group)) for group in read_groups(part.data, layout, len(pairs))]
+    assert sizes == [(0, 4), (0, 4), (0, 2), (1, 2), (0, 1), (1, 1), (1, 1)]
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), max_size=20), min_size=1, max_size=5))
