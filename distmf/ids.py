@@ -65,21 +65,21 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
     """
     if pa.types.is_integer(ids.type):
         numbers: Hashes = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
-        return np.asarray(_hash_integers(numbers, salt))
+        hashes = np.empty(len(ids), dtype=np.uint64)
+        _hash_integers(numbers, salt, hashes)
+        return hashes
     _, offsets, data = ids.buffers()
     offsets = np.frombuffer(offsets, dtype=np.int64, count=len(ids) + 1, offset=8 * ids.offset)
     return np.asarray(_hash_strings(offsets, np.frombuffer(data or b"", dtype=np.uint8), salt))
 
 
 @nb.njit(nogil=True)
-def _hash_integers(numbers, salt):
-    hashes = np.empty(len(numbers), dtype=np.uint64)
+def _hash_integers(numbers, salt, hashes):
     for n in range(len(hashes)):
         x = numbers[n] ^ salt
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         hashes[n] = x ^ (x >> np.uint64(31))
-    return hashes
 
 
 @nb.njit(nogil=True)

@@ -188,7 +188,8 @@ def client_for(given: dict[str, Any]) -> Iterator[Any]:
     from distmf import cluster  # noqa: PLC0415 (imports distributed, which takes a second)
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # below, of what the engine mends or explains
-    for name in "distributed.diskutils", "asyncio", "tornado.application":  # what is over already when Ctrl-C ends it in the middle
+    # What is over already, or has not begun, when Ctrl-C ends it in the middle.
+    for name in "distributed.diskutils", "asyncio", "tornado.application":
         logging.getLogger(name).setLevel(logging.CRITICAL)
     tls = None if missing else cluster.Tls(**files)
     with cluster.connect(scheduler, tls) if workers is None else cluster.local_cluster(workers, tls) as client:

@@ -93,62 +93,59 @@ def group(
         Of the block.
     """
     row_bits, col_bits = (side.bit_length() - 1 for side in tile_shape)
-    counts = np.zeros((n_tiles, len(GROUP_SIZES)), dtype=np.uint32)
+    counts, ends = np.zeros((n_tiles, len(GROUP_SIZES)), dtype=np.uint32), np.empty(len(cells), dtype=np.uint64)
     bits = _u64(row_bits + col_bits), _u64(col_bits)
-    _count_groups(cells, *bits, counts)
+    ends = ends[: _count_groups(cells, *bits, counts, ends)]
     row_dtype, col_dtype = map(offset_dtype, tile_shape)
     rows, cols = np.empty(int(counts.sum()), row_dtype), np.empty(len(cells), col_dtype)
     grouped = np.empty_like(values)
-    _group(cells, values, *bits, counts, rows, cols, grouped)
+    sizes = np.array(GROUP_SIZES, dtype=np.uint64)
+    groups, ratings = (np.cumsum(n).astype(np.uint64) - n.ravel() for n in (counts, counts * sizes))
+    _group(cells, values, ends, *bits, groups, ratings, rows, cols, grouped)
     return counts, rows, cols, grouped
 
 
 @nb.njit(nogil=True)
-def _run(cells, begin, col_bits):
-    """Return the end of the ratings from `begin` on that are of one row of a tile, each of another column."""
-    end = begin + 1
-    while end < len(cells) and cells[end] >> col_bits == cells[begin] >> col_bits and cells[end] != cells[end - 1]:
-        end += 1
-    return end
+def _count_groups(cells, tile_bits, col_bits, counts, ends):
+    """Count the groups of each size in each tile; return the number of runs, and in `ends` where these end.
 
-
-@nb.njit(nogil=True)
-def _count_groups(cells, tile_bits, col_bits, counts):
-    """Count the groups of each size in each tile: of each run as many of the larger sizes as fit."""
-    begin = 0
-    while begin < len(cells):
-        end = _run(cells, begin, col_bits)
-        left = end - begin
+    A run is of one row of a tile, each rating of another column: fours as many as fit, then a two and a one.
+    """
+    n, n_runs, begin, one = np.uint64(len(cells)), np.uint64(0), np.uint64(0), np.uint64(1)
+    while begin < n:
+        end = begin + one
+        while end < n and cells[end] >> col_bits == cells[begin] >> col_bits and cells[end] != cells[end - one]:
+            end += one
+        left, tile = end - begin, cells[begin] >> tile_bits
         for kind in range(len(GROUP_SIZES)):
-            counts[cells[begin] >> tile_bits, kind] += left // GROUP_SIZES[kind]
-            left %= GROUP_SIZES[kind]
-        begin = end
+            counts[tile, kind] += left // np.uint64(GROUP_SIZES[kind])
+            left %= np.uint64(GROUP_SIZES[kind])
+        ends[n_runs] = begin = end
+        n_runs += one
+    return n_runs
 
 
 @nb.njit(nogil=True)
-def _group(cells, values, tile_bits, col_bits, counts, rows, cols, grouped):
-    """Fill in the row of each group, and the columns and values of its ratings."""
-    one = np.uint64(1)
+def _group(cells, values, ends, tile_bits, col_bits, groups, ratings, rows, cols, grouped):
+    """Fill in the row of each group, and the columns and values of its ratings.
+
+    `groups` and `ratings` are where those of each size of each tile begin; they are changed.
+    """
+    one, begin, n_sizes = np.uint64(1), np.uint64(0), np.uint64(len(GROUP_SIZES))
     row_mask, col_mask = (one << (tile_bits - col_bits)) - one, (one << col_bits) - one
-    starts = np.zeros((counts.size + 1, 2), dtype=np.int64)  # of groups and of ratings, by tile and size
-    for n in range(counts.size):
-        size = GROUP_SIZES[n % len(GROUP_SIZES)]
-        starts[n + 1, 0] = starts[n, 0] + counts.flat[n]
-        starts[n + 1, 1] = starts[n, 1] + counts.flat[n] * size
-    begin = 0
-    while begin < len(cells):
-        end = _run(cells, begin, col_bits)
-        tile, row = np.int64(cells[begin] >> tile_bits), cells[begin] >> col_bits & row_mask
-        for kind in range(len(GROUP_SIZES)):
-            size = GROUP_SIZES[kind]
-            start = starts[tile * len(GROUP_SIZES) + kind]
-            while end - begin >= size:
-                rows[start[0]] = row
-                for k in range(size):
-                    cols[start[1] + k], grouped[start[1] + k] = cells[begin + k] & col_mask, values[begin + k]
-                start[0] += 1
-                start[1] += size
-                begin += size
+    for end in ends:
+        kind, row = (cells[begin] >> tile_bits) * n_sizes, cells[begin] >> col_bits & row_mask
+        for size in GROUP_SIZES:
+            n = np.uint64(size)
+            while end - begin >= n:
+                rows[groups[kind]] = row
+                for k in range(n):
+                    to = ratings[kind] + k
+                    cols[to], grouped[to] = cells[begin + k] & col_mask, values[begin + k]
+                groups[kind] += one
+                ratings[kind] += n
+                begin += n
+            kind += one
 
 
 def _moments(values: npt.NDArray[Any], encoding: Encoding) -> Moments:
