@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.common import SECONDS_BETWEEN_SAMPLES, own_of
+
 ROOT = Path("/sys/fs/cgroup")
-SECONDS_BETWEEN_SAMPLES = 0.02
 
 
 class Peaks(NamedTuple):
@@ -100,15 +101,6 @@ def limited(n_bytes: int) -> Iterator[Group]:
         yield Group(folder, is_v1=is_v1)
     finally:
         folder.rmdir()
-
-
-def own_of(pid: int) -> int:
-    """Return the bytes that are really the process's own, 0 if it has ended."""
-    with contextlib.suppress(OSError):  # it has ended
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return 1024 * int(line.split()[1])
-    return 0
 
 
 def forget_pages(folder: Path) -> None:

@@ -1,17 +1,26 @@
-"""What the benchmarks share: the machine in words, tables, and medians of runs that take turns."""
+"""What the benchmarks share: the machine in words, tables, medians of runs that take turns, and memory, sampled."""
 
+import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+import psutil
+
 Key = TypeVar("Key")
 
 PROGRAM = [sys.executable, "-m", "distmf"]
+SECONDS_BETWEEN_SAMPLES = 0.02
+SECONDS_BETWEEN_SEARCHES = (
+    0.5  # for processes that were started meanwhile: it reads the state of every process there is
+)
 
 
 def count(text: str) -> int:
@@ -40,3 +49,35 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table; all columns but the first are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+@contextlib.contextmanager
+def sampled_memory(pid: int) -> Iterator[list[int]]:
+    """Yield a list that grows by the bytes that a process and all that it started have of their own, until the end."""
+    samples, ended = [0], threading.Event()
+
+    def watch() -> None:
+        processes, searched = [pid], -SECONDS_BETWEEN_SEARCHES
+        while not ended.wait(SECONDS_BETWEEN_SAMPLES):
+            if time.perf_counter() - searched >= SECONDS_BETWEEN_SEARCHES:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+                    processes = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+                searched = time.perf_counter()
+            samples.append(sum(map(own_of, processes)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def own_of(pid: int) -> int:
+    """Return the bytes that are really the process's own, 0 if it has ended."""
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return 1024 * int(line.split()[1])
+    return 0

@@ -14,7 +14,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,8 +21,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).parents[1])  # the script's own folder would hide the package of the same name
 
 import distmf  # noqa: E402
-from benchmarks.cgroup import SECONDS_BETWEEN_SAMPLES, own_of  # noqa: E402
-from benchmarks.common import PROGRAM, count, machine, markdown  # noqa: E402
+from benchmarks.common import PROGRAM, count, machine, markdown, sampled_memory  # noqa: E402
 from distmf.sizes import format_bytes  # noqa: E402
 
 
@@ -69,22 +67,15 @@ def main() -> None:
 
 def run(given: list[Any]) -> tuple[dict[str, float], int]:
     """Return what a command printed as JSON, and the most memory that was its own."""
-    peaks = [0]
-    with subprocess.Popen([*PROGRAM, *map(str, given), "--json", "-q"], stdout=subprocess.PIPE, text=True) as process:
-        ended = threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(SECONDS_BETWEEN_SAMPLES):
-                peaks.append(own_of(process.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+    command = [*PROGRAM, *map(str, given), "--json", "-q"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        sampled_memory(process.pid) as samples,
+    ):
         output, _ = process.communicate()
-        ended.set()
-        watcher.join()
     if process.returncode:
         sys.exit(f"distmf {' '.join(map(str, given))} ended with {process.returncode}")
-    return json.loads(output), max(peaks)
+    return json.loads(output), max(samples)
 
 
 def draw(found: dict[tuple[int, int], tuple[float, int]], path: Path) -> None:

@@ -1,6 +1,7 @@
 """The examples and the benchmarks run."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PEERS = {"libmf": "LIBMF", "libmf-disk": "LIBMF on disk", "spark": "Spark ALS"}
 
 
 def run(*arguments: str) -> str:
@@ -64,6 +66,24 @@ def test_benchmark_of_scaling__runs(tmp_path: Path) -> None:
     assert "memory, 2 threads" in output
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libmf") is None, reason="LIBMF is not installed: it needs a C++ compiler")
-def test_benchmark_beside_libmf__runs() -> None:
-    assert "distmf, 1 thread" in run("benchmarks/libmf.py", "--toy")
+@pytest.mark.parametrize(
+    ("program", "module", "tool"),
+    [("libmf", "libmf", None), ("libmf-disk", "libmf", None), ("spark", "pyspark", "java")],
+)
+def test_benchmark_beside_peers__runs(program: str, module: str, tool: str | None) -> None:
+    if importlib.util.find_spec(module) is None or (tool and shutil.which(tool) is None):
+        pytest.skip(f"{module} is not installed: benchmarks/peers.py --help says how" + f", with {tool}" * bool(tool))
+    output = run("benchmarks/peers.py", "--toy", "--programs", "distmf", program)
+    table = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")]
+    assert [line[0] for line in table[2:4]] == ["| distmf", f"| {PEERS[program]}"]
+    assert ("Updates per second" in output) == (program == "libmf")
+
+
+def test_benchmark_beside_peers__says_what_is_not_installed() -> None:
+    hidden = (
+        "import importlib.util, runpy, sys; importlib.util.find_spec = lambda name: None; sys.argv = sys.argv[1:]; "
+    )
+    hidden += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    output = run("-c", hidden, "benchmarks/peers.py", "--toy")
+    assert "| LIBMF | not installed: pip install libmf" in output
+    assert "| Spark ALS | not installed: pip install pyspark |" in output

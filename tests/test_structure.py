@@ -131,6 +131,6 @@ def test_import__is_quick_about_what_it_needs_not() -> None:
 def test_readme__names_only_what_exists() -> None:
     root = PACKAGE.parent
     names = set(re.findall(r"(?:benchmarks|examples|deploy|tests|distmf)/[\w./]+\w", (root / "README.md").read_text()))
-    assert {"benchmarks/kernel.py", "benchmarks/libmf.py", "examples/hidden_cells.py"} <= names
+    assert {"benchmarks/kernel.py", "benchmarks/peers.py", "examples/hidden_cells.py"} <= names
     for name in names | {"CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "deploy/README.md"}:
         assert (root / name).exists(), name
