@@ -40,7 +40,7 @@ from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tiles import Duplicates
 
-SPANS = 64  # of the input, at least: each is a task of either pass, and what a restart need not do again …
+SPANS = 32  # of the input, at least: each is a task of either pass, and what a restart need not do again …
 SMALLEST_SPAN, LARGEST_SPAN = 1 << 20, 1 << 26  # … of about this many ratings
 IDS_AT_ONCE = 1 << 20
 TRANSIENT = COUNTS, RUNS  # in the folder while it is written

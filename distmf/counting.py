@@ -21,7 +21,7 @@ from dask.typing import Key
 from distmf.blocks import Moments
 from distmf.engine import Engine, Graph, new_token, run_through_losses
 from distmf.filesystem import opened
-from distmf.ids import Hashes, IdCounts, hash_ids, mix, salt
+from distmf.ids import MAX_SPREAD, CloseCounts, Hashes, IdCounts, as_integers, hash_ids, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
 from distmf.ratings import Batch, Ratings, read_batches
@@ -140,13 +140,15 @@ def count_ratings(
     RatingsError
         If a piece does not hold what it should.
     """
-    calls = [(_count_span, span, settings, folder, n, _n_buckets(len(spans)), portions) for n, span in enumerate(spans)]
+    n_buckets = _n_buckets(sum(span.n_rows for span in spans), portions)
+    calls = [(_count_span, span, settings, folder, n, n_buckets, portions) for n, span in enumerate(spans)]
     found = run_stage(engine, folder, "counting", calls, [span.n_rows for span in spans])
     return [Counted.of_json(counted) for counted in found]
 
 
-def _n_buckets(n_spans: int) -> int:
-    return 1 if n_spans == 1 else min(MAX_BUCKETS, 1 << (4 * n_spans).bit_length())
+def _n_buckets(n_ratings: int, portions: Portions) -> int:
+    """Return a power of two: so many that the counts of a bucket can be merged at once, were each id rated once."""
+    return min(MAX_BUCKETS, 1 << (n_ratings // portions.counts).bit_length())
 
 
 def _count_span(
@@ -154,39 +156,65 @@ def _count_span(
 ) -> Counted:
     values: list[Values] = []
     files: list[tuple[int, int]] = []
-    sides: tuple[list[IdCounts], list[IdCounts]] = [], []
+    counters = [_Counter(salt, portions.counts) for salt in (settings.user_salt, settings.item_salt)]
 
     def write() -> None:
-        counts = [IdCounts.merge(parts) for parts in sides]
-        for name, side, parts in zip(SIDES, counts, sides, strict=True):
+        counts = [counter.take() for counter in counters]
+        for name, side in zip(SIDES, counts, strict=True):
             _write(folder, _file(span, len(files), name), side, n_buckets)
-            parts.clear()
         files.append((len(counts[0].hashes), len(counts[1].hashes)))
 
     for batch in read_batches(ratings, portions.batch):
         values.append(Values.of(batch.rating))
-        for parts, new in zip(sides, _count_batch(batch, settings), strict=True):
-            _add(parts, new)
-        if sum(len(part.hashes) for parts in sides for part in parts) > portions.counts:
+        *hashes, is_train = settings.hashes(batch)
+        for counter, ids, side_hashes in zip(counters, (batch.user, batch.item), hashes, strict=True):
+            counter.add(ids, side_hashes, is_train)
+        if sum(map(len, counters)) > portions.counts:
             write()
-    if sides[0]:
+    if any(map(len, counters)):
         write()
     return Counted(sum(values[1:], values[0]), files)
 
 
-def _count_batch(batch: Batch, settings: Settings) -> Sides:
-    user_hashes, item_hashes, is_train = settings.hashes(batch)
-    return Sides(
-        IdCounts.of(batch.user, user_hashes, is_train, settings.user_salt),
-        IdCounts.of(batch.item, item_hashes, is_train, settings.item_salt),
-    )
+class _Counter:
+    """Counts the ids of one side: integers that lie close together in an array, all others by sorting.
 
+    Parameters
+    ----------
+    salt : np.uint64
+        Of the hashes.
+    most : int
+        Counts that there is memory for.
+    """
 
-def _add(parts: list[IdCounts], new: IdCounts) -> None:
-    """Add counts to parts of which each is at least twice as long as the next: every id is merged few times."""
-    parts.append(new)
-    while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
-        parts[-2:] = [IdCounts.merge(parts[-2:])]
+    def __init__(self, salt: np.uint64, most: int) -> None:
+        self._salt, self._size = salt, MAX_SPREAD * most
+        self._close: CloseCounts | None = None
+        self._parts: list[
+            IdCounts
+        ] = []  # each at least twice as long as the next, so that every id is merged few times
+
+    def __len__(self) -> int:
+        return sum(len(part.hashes) for part in self._parts) + (self._close.n if self._close else 0)
+
+    def add(self, ids: pa.Array, hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> None:
+        """Count the ids of some ratings."""
+        if pa.types.is_integer(ids.type):
+            integers = as_integers(ids)
+            if self._close is None:
+                self._close = CloseCounts(int(integers.min()) // self._size * self._size, self._size)
+            if self._close.add(integers, is_train):
+                return
+        parts = self._parts
+        parts.append(IdCounts.of(ids, hashes, is_train, self._salt))
+        while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
+            parts[-2:] = [IdCounts.merge(parts[-2:])]
+
+    def take(self) -> IdCounts:
+        """Return all counts, and begin again."""
+        parts = self._parts + ([self._close.take(self._salt)] if self._close and self._close.n else [])
+        self._parts, self._close = [], None
+        return IdCounts.merge(parts)
 
 
 def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
@@ -201,7 +229,7 @@ def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
 
 def merge_counts(engine: Engine, folder: Folder, counted: Sequence[Counted], portions: Portions) -> Sides:
     """Return the counts of all spans together: 16 bytes for each id, and the ids if they are strings."""
-    n_buckets, token = _n_buckets(len(counted)), new_token()
+    n_buckets, token = _n_buckets(sum(span.values.moments.n for span in counted), portions), new_token()
     tasks: dict[Key, Any] = {}
     groups: list[list[Key]] = []
     for n, side in enumerate(SIDES):

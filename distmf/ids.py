@@ -20,6 +20,8 @@ from distmf.errors import RatingsError
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
+MAX_SPREAD = 4  # of integers that lie close together: the range over their number
+
 _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _INVERSES = np.uint64(0x96DE1B173F119089), np.uint64(0x319642B2D24D8EC3)
 
@@ -64,9 +66,8 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
     uint64, shape (n,)
     """
     if pa.types.is_integer(ids.type):
-        numbers: Hashes = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
         hashes = np.empty(len(ids), dtype=np.uint64)
-        _hash_integers(numbers, salt, hashes)
+        _hash_integers(as_integers(ids).view(np.uint64), salt, hashes)
         return hashes
     _, offsets, data = ids.buffers()
     offsets = np.frombuffer(offsets, dtype=np.int64, count=len(ids) + 1, offset=8 * ids.offset)
@@ -98,6 +99,47 @@ def _hash_strings(offsets, data, salt):
             x ^= x >> np.uint64(31)
         hashes[n] = x
     return hashes
+
+
+class CloseCounts:
+    """Counts integers that lie close together: from some `low` on, in an array.
+
+    Parameters
+    ----------
+    low, size : int
+        Those from low to low + size - 1 can be counted; 5 bytes each, once they have come up.
+    """
+
+    def __init__(self, low: int, size: int) -> None:
+        self._low = np.int64(low)
+        self._counts, self._seen = np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.bool_)
+        self.n = 0
+
+    def add(self, ids: Numbers, is_train: npt.NDArray[np.bool_]) -> bool:
+        """Count the ids of some ratings, if all of them can be counted; return whether they can."""
+        if ids.min() < self._low or ids.max() - self._low >= len(self._counts):
+            return False
+        self.n += _add_close(ids, self._low, is_train, self._counts, self._seen)
+        return True
+
+    def take(self, salt: np.uint64) -> "IdCounts":
+        """Return the counts, by hash."""
+        offsets = np.flatnonzero(self._seen)
+        hashes = hash_ids(pa.array(offsets + self._low), salt)
+        order = np.argsort(hashes)
+        return IdCounts(hashes[order], self._counts[offsets[order]].astype(np.int64), None)
+
+
+@nb.njit(nogil=True)
+def _add_close(ids, low, is_train, counts, seen):
+    """Count ids, and return how many of them had not come up before."""
+    new = 0
+    for t in range(len(ids)):
+        place = np.uint64(ids[t] - low)
+        new += not seen[place]
+        seen[place] = True
+        counts[place] += is_train[t]
+    return new
 
 
 class IdCounts(NamedTuple):
@@ -193,7 +235,8 @@ def _refuse_collisions(hashes: Hashes, ids: pa.Array) -> None:
 class Numbering:
     """Hashes -> their positions among all hashes in ascending order.
 
-    It takes 8 bytes an id, and 2 to 4 more (twice that for over 2³² ids) to begin the search at the right place.
+    It takes 8 bytes an id, and 2 to 4 more (twice that for over 2³² ids) to begin the search at the right place. The
+    number of an id is `position(table, key)`, in compiled code, where `key` is one of `keys`.
 
     Parameters
     ----------
@@ -207,6 +250,7 @@ class Numbering:
         dtype = np.uint32 if len(hashes) < 2**32 else np.int64
         buckets = np.arange(2**self._bits, dtype=np.uint64) << np.uint64(64 - self._bits)
         self._starts = np.append(np.searchsorted(hashes, buckets), len(hashes)).astype(dtype)
+        self.position = _position
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -216,14 +260,18 @@ class Numbering:
         """What `position` takes."""
         return self.hashes, self._starts, np.uint64(64 - self._bits)
 
+    def keys(self, ids: pa.Array, hashes: Hashes) -> Hashes:
+        """Return what `position` takes for each of some ids with these hashes."""
+        return hashes
+
     def find(self, hashes: Hashes) -> Numbers:
         """Return the position of each hash, -1 for those that are not there; int64, shape (len(hashes),)."""
         return np.asarray(_find(self.table, hashes))
 
 
 @nb.njit(nogil=True)
-def position(table, hash_):
-    """Return where a hash stands among those of a `Numbering`, or the number of all if nowhere; for compiled code."""
+def _position(table, hash_):
+    """Return where a hash stands among those of a `Numbering`, or the number of all if nowhere."""
     hashes, starts, shift = table
     bucket = hash_ >> shift
     place, end = np.uint64(starts[bucket]), np.uint64(starts[bucket + np.uint64(1)])
@@ -236,9 +284,64 @@ def position(table, hash_):
 def _find(table, hashes):
     found = np.empty(len(hashes), dtype=np.int64)
     for t in range(len(hashes)):
-        place = position(table, hashes[t])
+        place = _position(table, hashes[t])
         found[t] = np.int64(place) if place < np.uint64(len(table[0])) else -1
     return found
+
+
+class CloseNumbering:
+    """Integers that lie close together -> the positions of their hashes, as of `Numbering`, in one look at a table.
+
+    It takes 4 bytes for each integer from the smallest to the largest.
+
+    Parameters
+    ----------
+    ids : int64, shape (n,)
+        In the order of their numbers.
+    """
+
+    def __init__(self, ids: Numbers) -> None:
+        self._low = ids.min()
+        self._numbers = np.full(int(ids.max() - self._low) + 1, len(ids), dtype=np.uint32)
+        self._numbers[ids - self._low] = np.arange(len(ids))
+        self._n = len(ids)
+        self.position = _close_position
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def table(self) -> tuple[npt.NDArray[np.uint32], np.uint64, np.uint64]:
+        """What `position` takes."""
+        return self._numbers, self._low.view(np.uint64), np.uint64(self._n)
+
+    def keys(self, ids: pa.Array, hashes: Hashes) -> Hashes:
+        """Return what `position` takes for each of some ids with these hashes."""
+        return as_integers(ids).view(np.uint64)
+
+
+@nb.njit(nogil=True)
+def _close_position(table, id_):
+    """Return the number of an id in a `CloseNumbering`, or the number of all if it has none."""
+    numbers, low, n = table
+    return np.uint64(numbers[id_ - low]) if id_ - low < np.uint64(len(numbers)) else n
+
+
+def number_ids(ids: Sequence[pa.Array], salt: np.uint64) -> Numbering | CloseNumbering:
+    """Return the numbering of ids that are given piece by piece in the order of their numbers.
+
+    `salt` is that of the hashes.
+    """
+    if pa.types.is_integer(ids[0].type):
+        integers = np.concatenate([as_integers(piece) for piece in ids])
+        if len(integers) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(integers):
+            return CloseNumbering(integers)
+    return Numbering(np.concatenate([hash_ids(piece, salt) for piece in ids]))
+
+
+def as_integers(ids: pa.Array) -> Numbers:
+    """Return integer ids as int64; those from 2⁶³ on become negative."""
+    return np.asarray(ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False))
 
 
 class IdMap:

@@ -102,6 +102,11 @@ class Portions(NamedTuple):
     counts: int = 1 << 21
     records: int = 1 << 24
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether memory allows less than usual."""
+        return self != Portions()
+
     @classmethod
     def within(cls, limit: int, threads: int) -> "Portions":
         """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.

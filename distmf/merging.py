@@ -98,18 +98,17 @@ def _merge_row_block(
                     records = np.concatenate([stretch[n - begin] for stretch in stretches])
                     parts.append(sort_part(*split_records(records, layout), key, layout, settings.duplicates))
                 train, held_out = parts
-                block = train.data + held_out.data
-                file.write(block)
-                entries.append(
-                    BlockEntry(
-                        offset, len(block), zlib.crc32(block), train.moments.n, held_out.moments.n, train.moments
-                    )
-                )
-                offset += len(block)
+                length, checksum = 0, 0
+                for part in (train, held_out):
+                    file.write(part.data)
+                    length, checksum = length + len(part.data), zlib.crc32(part.data, checksum)
+                entries.append(BlockEntry(offset, length, checksum, train.moments.n, held_out.moments.n, train.moments))
+                offset += length
                 n_duplicates += train.n_duplicates + held_out.n_duplicates
                 duplicate = duplicate or train.duplicate or held_out.duplicate
-                del parts, train, held_out, block
-                give_back_idle_memory()  # pieces of many sizes: allocators would keep twice what is needed
+                del parts, part, train, held_out
+                if portions.is_tight:
+                    give_back_idle_memory()  # pieces of many sizes: allocators would keep twice what is needed
     return RowBlock(entries, n_duplicates, duplicate)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from distmf.blocks import Layout
 from distmf.grid import BlockKey
-from distmf.ids import Hashes, Numbering, position
+from distmf.ids import CloseNumbering, Hashes, Numbering
 
 Cells = npt.NDArray[np.uint64]
 Records = npt.NDArray[np.void]
@@ -75,7 +75,7 @@ class Sorter:
 
     Parameters
     ----------
-    users, items : Numbering
+    users, items : Numbering or CloseNumbering
         Numbers of the ids.
     lines : tuple of Lines
         The blocks of the rows and of the columns.
@@ -83,8 +83,14 @@ class Sorter:
         Of the grid.
     """
 
-    def __init__(self, users: Numbering, items: Numbering, lines: tuple[Lines, Lines], layout: Layout) -> None:
-        self._sides, self._format = tuple(zip((users.table, items.table), lines, strict=True)), Format.of(layout)
+    def __init__(
+        self,
+        users: Numbering | CloseNumbering,
+        items: Numbering | CloseNumbering,
+        lines: tuple[Lines, Lines],
+        layout: Layout,
+    ) -> None:
+        self._sides, self._format = tuple(zip((users, items), lines, strict=True)), Format.of(layout)
         n_tile_cols = [layout.tiles(BlockKey(0, col))[1] for col in range(layout.shape.cols)]
         self._n_tile_cols, self._n_sections = (
             np.array(n_tile_cols, dtype=np.uint64),
@@ -98,16 +104,16 @@ class Sorter:
         return *places, *(np.empty(n, dtype=dtype) for dtype in dtypes)
 
     def sort(
-        self, user_hashes: Hashes, item_hashes: Hashes, values: npt.NDArray[Any], is_train: npt.NDArray[np.bool_]
+        self, user_keys: Hashes, item_keys: Hashes, values: npt.NDArray[Any], is_train: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.uint64], Records] | None:
         """Return where each section begins, and the end, in records; and the records, which the next call changes.
 
-        It is None if a hash is not that of an id.
+        It is None if a key is not that of an id.
 
         Parameters
         ----------
-        user_hashes, item_hashes : uint64, shape (n,)
-            Of the ids.
+        user_keys, item_keys : uint64, shape (n,)
+            What the numberings know the ids by.
         values : array, shape (n,)
             As the blocks hold them.
         is_train : bool, shape (n,)
@@ -117,8 +123,10 @@ class Sorter:
         if n > self._space[0].shape[1]:
             self._space = self._allocate(n)
         lines, blocks, sections, order, cells, sorted_cells, records = (array[..., :n] for array in self._space)
-        for side, hashes, line, block in zip(self._sides, (user_hashes, item_hashes), lines, blocks, strict=True):
-            if not _locate(*side, hashes, line, block):
+        for (numbering, side), keys, line, block in zip(
+            self._sides, (user_keys, item_keys), lines, blocks, strict=True
+        ):
+            if not _locate(numbering.position, numbering.table, side, keys, line, block):
                 return None
         bounds = np.zeros(self._n_sections + 2, dtype=np.uint64)
         bits = np.uint64(self._format.row_bits), np.uint64(self._format.col_bits)
@@ -130,11 +138,11 @@ class Sorter:
 
 
 @nb.njit(nogil=True, error_model="numpy")
-def _locate(table, lines, hashes, line, block):
+def _locate(position, table, lines, keys, line, block):
     """Find the blocks of some ids and the lines within these; return whether all ids are there."""
     cuts, blocks = lines
-    for t in range(len(hashes)):
-        number = position(table, hashes[t])
+    for t in range(len(keys)):
+        number = position(table, keys[t])
         if number == np.uint64(len(blocks)):
             return False
         block[t] = blocks[number]

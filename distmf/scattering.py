@@ -13,7 +13,7 @@ from distmf.blocks import KIND, Layout
 from distmf.counting import Settings
 from distmf.engine import Engine, new_token
 from distmf.errors import RatingsError
-from distmf.ids import Numbering, hash_ids
+from distmf.ids import CloseNumbering, Numbering, number_ids
 from distmf.jobs import run_stage
 from distmf.memory import Portions
 from distmf.ratings import Batch, Ratings, read_batches
@@ -26,11 +26,11 @@ RUNS = "runs"
 class Places(NamedTuple):
     """Where each id's ratings go: the numbers of users and items, and the blocks that these lie in.
 
-    About 12 bytes for each id.
+    About 12 bytes for each id; at most 18.
     """
 
-    users: Numbering
-    items: Numbering
+    users: Numbering | CloseNumbering
+    items: Numbering | CloseNumbering
     rows: Lines
     cols: Lines
 
@@ -38,9 +38,8 @@ class Places(NamedTuple):
     def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings, layout: Layout) -> Self:
         """Return the places that the ids in a folder have in a layout."""
 
-        def numbering(name: str, salt: np.uint64) -> Numbering:
-            ids = folder.read_table(name, checksums[name], ["id"])["id"]
-            return Numbering(np.concatenate([hash_ids(chunk, salt) for chunk in ids.chunks]))
+        def numbering(name: str, salt: np.uint64) -> Numbering | CloseNumbering:
+            return number_ids(folder.read_table(name, checksums[name], ["id"])["id"].chunks, salt)
 
         users, items = map(numbering, KIND.tables, (settings.user_salt, settings.item_salt))
         return cls(users, items, Lines.of(layout.row_cuts), Lines.of(layout.col_cuts))
@@ -83,7 +82,11 @@ def write_runs(
     with folder.create(name) as file:
         for batch in batches:
             user_hashes, item_hashes, is_train = settings.hashes(batch)
-            found = sorter.sort(user_hashes, item_hashes, layout.encoding.encode(batch.rating), is_train)
+            user_keys, item_keys = (
+                places.users.keys(batch.user, user_hashes),
+                places.items.keys(batch.item, item_hashes),
+            )
+            found = sorter.sort(user_keys, item_keys, layout.encoding.encode(batch.rating), is_train)
             if found is None:
                 raise RatingsError(
                     "the ratings changed while they were blocked: an id came up that was not counted; try again"

@@ -1,5 +1,6 @@
 """The ratings of one block, in any order -> its bytes on disk, in tiles. Pure: no files, no Dask."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numba as nb
@@ -19,7 +20,7 @@ SORT_BITS = 64  # of the integer in which a cell and a position are sorted toget
 class SortedPart(NamedTuple):
     """One part of a block as it lies on disk, and what it holds."""
 
-    data: bytes
+    data: bytearray
     moments: Moments
     n_duplicates: int
     duplicate: tuple[int, int] | None
@@ -72,8 +73,15 @@ def sort_part(
         cells, values = _settle(cells, values, repeats, duplicates)
 
     arrays = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
-    data = b"".join(array.tobytes().ljust(padded(array.nbytes), b"\0") for array in arrays)
-    return SortedPart(data, _moments(values, layout.encoding), len(repeats), duplicate)
+    return SortedPart(_side_by_side(arrays), _moments(values, layout.encoding), len(repeats), duplicate)
+
+
+def _side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> bytearray:
+    data, begin = bytearray(sum(padded(array.nbytes) for array in arrays)), 0
+    for array in arrays:
+        np.frombuffer(data, array.dtype, array.size, begin)[:] = array.ravel()  # other threads go on meanwhile
+        begin += padded(array.nbytes)
+    return data
 
 
 def group(
