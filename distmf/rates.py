@@ -33,9 +33,9 @@ from distmf.graph import (
 )
 from distmf.grid import BlockKey, Shape, bytes_per_line, tile_shape
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.records import group
 from distmf.stepsize import StepRule
 from distmf.store import Folder
-from distmf.tiles import group
 
 MAX_RATINGS = 1_000_000  # of a synthetic block
 MAX_FACTOR_BYTES = 128 << 20  # of all factors

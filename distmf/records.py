@@ -2,7 +2,7 @@
 
 A *cell* is a place in a block, numbered tile by tile, and row by row within a tile. A record is a cell, little-endian,
 and a value as its block will hold it. Records lie in *sections*: those to train on of a block, then those held out of
-it; blocks go row by row. Pure: no files, no Dask.
+it; blocks go row by row. Those of a block, sorted, become the groups that the kernel takes. Pure: no files, no Dask.
 """
 
 from typing import Any, NamedTuple, Self
@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distmf.blocks import Layout
-from distmf.grid import BlockKey
+from distmf.grid import BlockKey, offset_dtype
 from distmf.ids import CloseNumbering, Hashes, Numbering
+from distmf.kernel import GROUP_SIZES
 
 Cells = npt.NDArray[np.uint64]
 Records = npt.NDArray[np.void]
@@ -178,3 +179,75 @@ def split_records(records: Records, layout: Layout) -> tuple[Cells, npt.NDArray[
     for name, shift in Format.of(layout).words:
         cells |= records[name].astype(np.uint64) << np.uint64(shift)
     return cells, np.ascontiguousarray(records["value"])
+
+
+def group(
+    cells: npt.NDArray[np.uint64], values: npt.NDArray[Any], tile_shape: tuple[int, int], n_tiles: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the arrays that `kernel.Ratings` begins with: groups of each size per tile, rows, columns, values.
+
+    Parameters
+    ----------
+    cells : uint64, shape (n,)
+        Places of the ratings, ascending: the tile, the row in it and the column in it as one number.
+    values : array, shape (n,)
+        The ratings.
+    tile_shape : tuple of int
+        Powers of two.
+    n_tiles : int
+        Of the block.
+    """
+    row_bits, col_bits = (side.bit_length() - 1 for side in tile_shape)
+    counts, ends = np.zeros((n_tiles, len(GROUP_SIZES)), dtype=np.uint32), np.empty(len(cells), dtype=np.uint64)
+    bits = np.uint64(row_bits + col_bits), np.uint64(col_bits)
+    ends = ends[: _count_groups(cells, *bits, counts, ends)]
+    row_dtype, col_dtype = map(offset_dtype, tile_shape)
+    rows, cols = np.empty(int(counts.sum()), row_dtype), np.empty(len(cells), col_dtype)
+    grouped = np.empty_like(values)
+    sizes = np.array(GROUP_SIZES, dtype=np.uint64)
+    groups, ratings = (np.cumsum(n).astype(np.uint64) - n.ravel() for n in (counts, counts * sizes))
+    _group(cells, values, ends, *bits, groups, ratings, rows, cols, grouped)
+    return counts, rows, cols, grouped
+
+
+@nb.njit(nogil=True)
+def _count_groups(cells, tile_bits, col_bits, counts, ends):
+    """Count the groups of each size in each tile; return the number of runs, and in `ends` where these end.
+
+    A run is of one row of a tile, each rating of another column: fours as many as fit, then a two and a one.
+    """
+    n, n_runs, begin, one = np.uint64(len(cells)), np.uint64(0), np.uint64(0), np.uint64(1)
+    while begin < n:
+        end = begin + one
+        while end < n and cells[end] >> col_bits == cells[begin] >> col_bits and cells[end] != cells[end - one]:
+            end += one
+        left, tile = end - begin, cells[begin] >> tile_bits
+        for kind in range(len(GROUP_SIZES)):
+            counts[tile, kind] += left // np.uint64(GROUP_SIZES[kind])
+            left %= np.uint64(GROUP_SIZES[kind])
+        ends[n_runs] = begin = end
+        n_runs += one
+    return n_runs
+
+
+@nb.njit(nogil=True)
+def _group(cells, values, ends, tile_bits, col_bits, groups, ratings, rows, cols, grouped):
+    """Fill in the row of each group, and the columns and values of its ratings.
+
+    `groups` and `ratings` are where those of each size of each tile begin; they are changed.
+    """
+    one, begin, n_sizes = np.uint64(1), np.uint64(0), np.uint64(len(GROUP_SIZES))
+    row_mask, col_mask = (one << (tile_bits - col_bits)) - one, (one << col_bits) - one
+    for end in ends:
+        kind, row = (cells[begin] >> tile_bits) * n_sizes, cells[begin] >> col_bits & row_mask
+        for size in GROUP_SIZES:
+            n = np.uint64(size)
+            while end - begin >= n:
+                rows[groups[kind]] = row
+                for k in range(n):
+                    to = ratings[kind] + k
+                    cols[to], grouped[to] = cells[begin + k] & col_mask, values[begin + k]
+                groups[kind] += one
+                ratings[kind] += n
+                begin += n
+            kind += one

@@ -11,7 +11,7 @@ from distmf import kernel
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.kernel import GROUP_SIZES, FactorBlock, Hyperparameters, Ratings, padded_rank
-from distmf.tiles import group
+from distmf.records import group
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
