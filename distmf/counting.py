@@ -202,7 +202,8 @@ class _Counter:
         if pa.types.is_integer(ids.type):
             integers = as_integers(ids)
             if self._close is None:
-                self._close = CloseCounts(int(integers.min()) // self._size * self._size, self._size)
+                low = int(integers.min()) // self._size * self._size
+                self._close = CloseCounts(max(low, np.iinfo(np.int64).min), self._size)
             if self._close.add(integers, is_train):
                 return
         parts = self._parts

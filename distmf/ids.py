@@ -111,15 +111,15 @@ class CloseCounts:
     """
 
     def __init__(self, low: int, size: int) -> None:
-        self._low = np.int64(low)
+        self._low = low
         self._counts, self._seen = np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.bool_)
         self.n = 0
 
     def add(self, ids: Numbers, is_train: npt.NDArray[np.bool_]) -> bool:
         """Count the ids of some ratings, if all of them can be counted; return whether they can."""
-        if ids.min() < self._low or ids.max() - self._low >= len(self._counts):
+        if int(ids.min()) < self._low or int(ids.max()) - self._low >= len(self._counts):
             return False
-        self.n += _add_close(ids, self._low, is_train, self._counts, self._seen)
+        self.n += _add_close(ids, np.int64(self._low), is_train, self._counts, self._seen)
         return True
 
     def take(self, salt: np.uint64) -> "IdCounts":

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distmf.counting import _Counter
 from distmf.errors import RatingsError
-from distmf.ids import IdCounts, IdMap, _refuse_collisions, hash_ids, mix, salt, unmix
+from distmf.ids import CloseNumbering, IdCounts, IdMap, _refuse_collisions, hash_ids, mix, number_ids, salt, unmix
 
 WIDTHS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 SALT = salt(3, "user")
@@ -75,6 +76,43 @@ def test_id_counts__do_not_depend_on_order_or_partitioning(values: list[str], se
     for name, n in zip(whole.ids.to_pylist(), whole.counts.tolist(), strict=True):
         is_train = hash_ids(strings([name]), SALT)[0] % np.uint64(3) != 0
         assert n == values.count(name) * is_train
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(-40, 90) | st.sampled_from([-(2**63), 2**63 - 1, 10**12]), min_size=1, max_size=30),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_counter__counts_integers_close_together_as_all_others(batches: list[list[int]]) -> None:
+    counter, parts = _Counter(SALT, 16), []  # an array of 64
+    for batch in batches:
+        ids = pa.array(batch, type=pa.int64())
+        hashes = hash_ids(ids, SALT)
+        is_train = hashes % np.uint64(3) != 0
+        counter.add(ids, hashes.copy(), is_train)
+        parts.append(IdCounts.of(ids, hashes, is_train, SALT))
+    n = len(counter)
+    found, expected = counter.take(), IdCounts.merge(parts)
+    for left, right in zip(found[:2], expected[:2], strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert len(found.hashes) <= n <= sum(len(part.hashes) for part in parts)
+    assert len(counter) == 0
+
+
+@pytest.mark.parametrize("spread", [1, 2, 3, 50])
+def test_number_ids__gives_the_same_numbers_to_integers_near_and_far(spread: int) -> None:
+    integers = np.random.default_rng(0).permutation(2000)[:1000] * spread - 900
+    hashes = hash_ids(pa.array(integers), SALT)
+    ids = pa.array(integers[np.argsort(hashes)])
+    numbering = number_ids([ids.slice(0, 300), ids.slice(300)], SALT)
+    assert isinstance(numbering, CloseNumbering) == (spread < 3)
+    keys = numbering.keys(ids, np.sort(hashes))
+    assert [int(numbering.position(numbering.table, key)) for key in keys] == list(range(1000))
+    others = pa.array([-901, 2**63 - 1, -(2**63), 1999 * spread - 899, int(integers.min()) - 1])
+    for key in numbering.keys(others, hash_ids(others, SALT)):
+        assert numbering.position(numbering.table, key) == len(numbering) == 1000
 
 
 def test_id_counts__hold_many_ids() -> None:
