@@ -28,8 +28,9 @@ from benchmarks.common import in_turn, machine, markdown  # noqa: E402
 from distmf import kernel  # noqa: E402
 from distmf.buffers import aligned_empty  # noqa: E402
 from distmf.encoding import Encoding  # noqa: E402
-from distmf.kernel import LANES, FactorBlock, Hyperparameters, Ratings, padded_rank  # noqa: E402
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank  # noqa: E402
 from distmf.records import group  # noqa: E402
+from distmf.vectors import LANES  # noqa: E402
 
 SHIFT = 50  # of the power laws of users and items
 

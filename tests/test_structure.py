@@ -17,7 +17,7 @@ PACKAGE = Path(distmf.__file__).parent
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine encoding
-kernel store grid stepsize history threads cluster
+vectors kernel store grid stepsize history threads cluster
 ids schedule ratings matrix factors lock engines
 blocks jobs
 memory
@@ -39,8 +39,8 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 
 # Packages that only some modules may import.
 RESTRICTED = {
-    "numba": {"kernel", "ids", "records"},
-    "llvmlite": {"kernel"},
+    "numba": {"kernel", "vectors", "ids", "records"},
+    "llvmlite": {"vectors"},
     "dask": {"engine", "threads", "cluster", "graph", "counting", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command"},
