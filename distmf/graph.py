@@ -12,6 +12,7 @@ and they are added up in the order of the columns; a small task turns the sum in
 next. At the end of some epochs the factor blocks are saved on the way, while others go on.
 """
 
+import itertools
 import math
 import time
 from collections import defaultdict, deque
@@ -271,7 +272,7 @@ def build_generation(
     upcoming = iter(read_ahead.upcoming(visits))
     constants = build.keep("training", value=training)
     at = _column_owners(training, state.epoch, owners)
-    sources: Sequence[Source | TaskRef] = state.rows
+    sources: list[Source | TaskRef] = [*state.rows]
     rows: dict[int, TaskRef] = {}  # those in memory
     cols = _load_columns(build, constants, state, at)
     steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
@@ -279,6 +280,7 @@ def build_generation(
     snapshots: dict[int, Key] = {}
     for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
+        halfway = _halfway(schedule[epoch]) if training.rows_on_disk else set()
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
@@ -291,7 +293,7 @@ def build_generation(
                 if block.row not in rows:
                     source = [sources[block.row], constants]
                     rows[block.row] = build.put(
-                        "load-rows", epoch, block.row, call=load_rows, args=source, step=step - LEAD, home=owner
+                        "load-rows", *where[:3], call=load_rows, args=source, step=step - LEAD, home=owner
                     )
                 is_fresh = block.col in fresh
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
@@ -300,6 +302,8 @@ def build_generation(
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
                 fresh.discard(block.col)
+                if block in halfway:
+                    sources[block.row] = _save_rows(build, constants, rows.pop(block.row), owner, epoch, block.row)
         end = (epoch + 1) * n_steps - 1
         passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
         args = [steps[epoch], passed[epoch - 1], constants]
@@ -312,10 +316,23 @@ def build_generation(
                 "snapshot", epoch + 1, call=snapshot, args=[len(rows), *saved], step=end
             ).key
             if training.rows_on_disk:
-                sources, rows = saved[: len(rows)], {}
+                sources, rows = [*saved[: len(rows)]], {}
     del passed[state.epoch - 1], steps[state.epoch]  # the state has them
     passed_keys, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
     return Generation(build.graph(_lead(training)), passed_keys, step_keys, snapshots)
+
+
+def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
+    """Return the blocks after which their row block is not visited for a while: it need not be in memory meanwhile."""
+    visits = [(block.row, subepoch, block) for subepoch, stratum in enumerate(strata) for block in stratum]
+    pairs = itertools.pairwise(sorted(visits))
+    return {block for (row, subepoch, block), (other, later, _) in pairs if row == other and later > subepoch + 1}
+
+
+def _save_rows(build: _Builder, constants: TaskRef, ref: TaskRef, home: Hashable, epoch: int, row: int) -> TaskRef:
+    """Add the task that saves a row block in the middle of an epoch, to the file that it has at the end."""
+    args = [ref, True, constants, _file(build, "rows", epoch + 1, row), False]
+    return build.put("save-rows-halfway", epoch, row, call=put_down, args=args, step=build.steps[ref.key], home=home)
 
 
 def _lead(training: Training) -> int | None:
@@ -365,10 +382,13 @@ def _save(
     parts = []
     for name, refs, homes in ("rows", sorted(rows[0].items()), rows[1]), ("cols", list(enumerate(cols[0])), cols[1]):
         for n, ref in refs:
-            file = f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
-            args, step = [ref, name == "rows", constants, file, keep], build.steps[ref.key]
+            args, step = [ref, name == "rows", constants, _file(build, name, epoch, n), keep], build.steps[ref.key]
             parts.append(build.put(f"save-{name}", epoch, n, call=put_down, args=args, step=step, home=homes[n]))
     return parts
+
+
+def _file(build: _Builder, name: str, epoch: int, n: int) -> str:
+    return f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
 
 
 def load_rows(source: Source, training: Training) -> Visited:

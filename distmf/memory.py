@@ -15,9 +15,9 @@ from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 
-COMPILER = 16 << 20  # while it makes the kernel
+COMPILER = 24 << 20  # while it makes the kernel
 LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
-IN_PASSING = 5  # row blocks from the disk, besides one for each column block: those to come, and those to be saved
+IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
 ID_BYTES = 48  # of an integer id while a model is put in the order of the ids
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once
 SMALLEST_PORTION = 1 << 15
@@ -253,7 +253,7 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
     row_block, col_block = line * sizes.row_lines, line * sizes.col_lines
     users, items = line * sizes.n_users, line * sizes.n_items
     if rows_on_disk:
-        rows, columns = min(shape.rows, shape.cols + IN_PASSING) * row_block, items
+        rows, columns = min(shape.rows, 2 * shape.cols + IN_PASSING) * row_block, items
         model = min(users, GATHERED_BYTES) + row_block + items
     else:
         rows, columns = 2 * users, 2 * items

@@ -100,7 +100,7 @@ def test_training_bytes__counts_every_term() -> None:
     parts = needs.rows + needs.columns + needs.copies + needs.reading + needs.cache
     assert needs.total == needs.libraries + max(parts, needs.model)
     on_disk = training_bytes(sizes._replace(shape=Shape(70, 3), row_lines=15), 2, 0, rows_on_disk=True)
-    assert (on_disk.rows, on_disk.columns, on_disk.cache) == ((3 + 5) * line * 15, line * 211, 0)
+    assert (on_disk.rows, on_disk.columns, on_disk.cache) == ((2 * 3 + 2) * line * 15, line * 211, 0)
     assert training_bytes(sizes, 9, 0, rows_on_disk=False).reading == 2 * 3 * 10_007  # no more tasks than columns
 
 
@@ -114,10 +114,10 @@ def test_plan_memory__prefers_all_in_memory_then_rows_on_disk_then_refuses() -> 
     with pytest.raises(
         MemoryBudgetError,
         match=r"rank 32 on 8 × 8 blocks needs .* GiB, or .* with the user factors on disk \(rows 1\.[45] GiB, .*\), "
-        r"but it may use 1\.5 GiB; block again with --grid 32x8, take a lower rank",
+        r"but it may use 1\.5 GiB; block again with --grid 64x8, take a lower rank",
     ):
         plan_memory(coarse, 2, parse_bytes("1.5 GiB"))
-    assert finer_rows(coarse, 2, parse_bytes("1.5 GiB"), None) == (32, 8)
+    assert finer_rows(coarse, 2, parse_bytes("1.5 GiB"), None) == (64, 8)
     with pytest.raises(MemoryBudgetError, match=r"but it may use 200\.0 MiB; take a lower rank or fewer threads"):
         plan_memory(coarse, 2, parse_bytes("200 MiB"))
 

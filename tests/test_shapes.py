@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pytest
 
 from distmf import MatrixFactorization, block_ratings, evaluate, factorization
-from distmf.grid import tile_shape
+from distmf.graph import _halfway
+from distmf.grid import Shape, tile_shape
 from distmf.memory import MemoryPlan
+from distmf.schedule import strata
 from tests.helpers import files, write
 
 NOISE = 0.3
@@ -109,6 +111,21 @@ def test_tile_shape__of_ratings_far_apart() -> None:
     height, width = tile_shape(50_000_000, 5_000_000, 10**9)
     assert (height, width) == (256, 65_536)
     assert height * width * 1e9 / 50e6 / 5e6 >= 32
+
+
+@pytest.mark.parametrize("shape", [Shape(12, 3), Shape(70, 1), Shape(9, 8), Shape(5, 5), Shape(2, 6)])
+@pytest.mark.parametrize("epoch", range(8))
+def test_halfway__leaves_row_blocks_in_memory_only_while_they_are_visited(shape: Shape, epoch: int) -> None:
+    schedule = strata(shape, epoch, 0)
+    halfway = _halfway(schedule)
+    in_memory: set[int] = set()
+    last = {block.row: block for stratum in schedule for block in stratum}
+    for stratum in schedule:
+        in_memory |= {block.row for block in stratum}
+        assert in_memory == {block.row for block in stratum}  # nobody is there who is not visited
+        in_memory -= {block.row for block in stratum if block in halfway or block == last[block.row]}
+    assert not in_memory
+    assert len(halfway) < max(1, shape.cols)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
