@@ -32,9 +32,9 @@ from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.memory import Portions, Sizes, check_blocking, finer_rows, usable_memory
+from distmf.memory import Portions, Sizes, blocking_bytes, check_blocking, finer_rows, usable_memory
 from distmf.merging import RowBlock, merge_runs
-from distmf.ratings import LARGEST, Batch, Columns, open_ratings
+from distmf.ratings import LARGEST, Batch, Columns, Reading, open_ratings
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
@@ -132,11 +132,12 @@ def block_ratings(
         "rank": int(rank),
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
-        portions = Portions.within(limit, engine.n_slots) if engine.shares_memory else Portions()
+        portions = Portions.within(limit, engine.n_slots, ratings.n_rows) if engine.shares_memory else Portions()
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         spans = ratings.spans(min(max(ratings.n_rows // SPANS, SMALLEST_SPAN), LARGEST_SPAN))
-        counted = count_ratings(engine, spans, settings, folder, portions)
+        reading = Reading(portions.kept)
+        counted = count_ratings(engine, spans, reading, settings, folder, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
         if not all(folder.fs.isfile(folder.child(name)) for name in KIND.tables):
             counts = merge_counts(engine, folder, counted, portions)
@@ -150,10 +151,12 @@ def block_ratings(
         shape = Shape(*grid) if grid else choose_shape(n_users, n_items, ratings.n_rows, rank, budget, engine.n_slots)
         layout = _layout(*sides, values, settings, shape)
         if engine.shares_memory:
+            others = blocking_bytes(portions._replace(kept=0), n_users + n_items, 0, engine.n_slots)
+            portions = portions._replace(kept=reading.shrink(limit - others.total))
             fitting = _fit(layout, values, rank, engine.n_slots, limit, portions, given=grid is not None)
             layout = layout if fitting == shape else _layout(*sides, values, settings, fitting)
         del sides
-        runs = scatter_ratings(engine, spans, settings, layout, folder, portions)
+        runs = scatter_ratings(engine, spans, reading, settings, layout, folder, portions)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)
         _finish(folder, settings, layout, values, row_blocks)
     blocks = open_blocks(path)

@@ -24,7 +24,7 @@ from distmf.filesystem import opened
 from distmf.ids import MAX_SPREAD, CloseCounts, Hashes, IdCounts, as_integers, hash_ids, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
-from distmf.ratings import Batch, Ratings, read_batches
+from distmf.ratings import Batch, Ratings, Reading
 from distmf.store import Folder
 from distmf.tiles import Duplicates
 
@@ -131,7 +131,12 @@ class Counted(NamedTuple):
 
 
 def count_ratings(
-    engine: Engine, spans: Sequence[Ratings], settings: Settings, folder: Folder, portions: Portions
+    engine: Engine,
+    spans: Sequence[Ratings],
+    reading: Reading,
+    settings: Settings,
+    folder: Folder,
+    portions: Portions,
 ) -> list[Counted]:
     """Count all ratings, span by span, into files.
 
@@ -141,7 +146,7 @@ def count_ratings(
         If a piece does not hold what it should.
     """
     n_buckets = _n_buckets(sum(span.n_rows for span in spans), portions)
-    calls = [(_count_span, span, settings, folder, n, n_buckets, portions) for n, span in enumerate(spans)]
+    calls = [(_count_span, span, reading, settings, folder, n, n_buckets, portions) for n, span in enumerate(spans)]
     found = run_stage(engine, folder, "counting", calls, [span.n_rows for span in spans])
     return [Counted.of_json(counted) for counted in found]
 
@@ -152,7 +157,13 @@ def _n_buckets(n_ratings: int, portions: Portions) -> int:
 
 
 def _count_span(
-    ratings: Ratings, settings: Settings, folder: Folder, span: int, n_buckets: int, portions: Portions
+    ratings: Ratings,
+    reading: Reading,
+    settings: Settings,
+    folder: Folder,
+    span: int,
+    n_buckets: int,
+    portions: Portions,
 ) -> Counted:
     values: list[Values] = []
     files: list[tuple[int, int]] = []
@@ -164,7 +175,7 @@ def _count_span(
             _write(folder, _file(span, len(files), name), side, n_buckets)
         files.append((len(counts[0].hashes), len(counts[1].hashes)))
 
-    for batch in read_batches(ratings, portions.batch):
+    for batch in reading.first(span, ratings, portions.batch):
         values.append(Values.of(batch.rating))
         *hashes, is_train = settings.hashes(batch)
         for counter, ids, side_hashes in zip(counters, (batch.user, batch.item), hashes, strict=True):

@@ -24,6 +24,7 @@ SMALLEST_PORTION = 1 << 15
 DEFAULT_SHARE = 0.8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass: decoded, hashed, located, sorted
+KEPT_BYTES = 20  # of a rating that is kept: two 64-bit ids, and its value
 COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
 SORT_BYTES = 200  # of a rating of the block that is put in order
@@ -96,20 +97,25 @@ class Portions(NamedTuple):
         Ids that are counted before they are written, and counts that are merged.
     records : int
         Records that are read to be sorted, if a block has no more.
+    kept : int
+        Bytes of ratings, of all threads, that the first pass keeps for the second.
     """
 
     batch: int = 1 << 20
     counts: int = 1 << 21
     records: int = 1 << 24
+    kept: int = 0
 
     @property
     def is_tight(self) -> bool:
         """Whether memory allows less than usual."""
-        return self != Portions()
+        return self[:3] != Portions()[:3]
 
     @classmethod
-    def within(cls, limit: int, threads: int) -> "Portions":
+    def within(cls, limit: int, threads: int, n_ratings: int = 0) -> "Portions":
         """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
+
+        Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`.
 
         Raises
         ------
@@ -124,12 +130,14 @@ class Portions(NamedTuple):
                 f"{format_bytes(limit)}; take fewer threads, or allow more (--memory)"
             )
         share = ((limit - LIBRARIES) // threads - READER_BYTES) // 2  # the other half is for the ids
-        return cls(
+        portions = cls(
             *(
                 max(SMALLEST_PORTION, min(usual, share // n_bytes))
-                for usual, n_bytes in zip(cls(), (BATCH_BYTES + 16, COUNT_BYTES, 4 * RECORD_BYTES), strict=True)
+                for usual, n_bytes in zip(cls()[:3], (BATCH_BYTES + 16, COUNT_BYTES, 4 * RECORD_BYTES), strict=True)
             )
         )
+        left = 0 if portions.is_tight else (limit - blocking_bytes(portions, 0, 0, threads).total) // 2
+        return portions._replace(kept=max(0, min(left, KEPT_BYTES * n_ratings)))
 
 
 class BlockingBytes(NamedTuple):
@@ -145,6 +153,8 @@ class BlockingBytes(NamedTuple):
         Ratings on their way through either pass.
     counts : int
         Ids and their counts, while they are counted and merged.
+    kept : int
+        Ratings that the first pass leaves to the second.
     sorting : int
         Records of the blocks that are put in order.
     """
@@ -153,12 +163,14 @@ class BlockingBytes(NamedTuple):
     ids: int
     batches: int
     counts: int
+    kept: int
     sorting: int
 
     @property
     def total(self) -> int:
         """The peak: the two passes come one after the other, and so do the two halves of the second."""
-        return self.libraries + max(self.batches + self.counts, self.ids + max(self.batches, self.counts), self.sorting)
+        passes = max(self.batches + self.counts, self.ids + max(self.batches, self.counts))
+        return self.libraries + max(self.kept + passes, self.sorting)
 
 
 def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: int) -> BlockingBytes:
@@ -168,6 +180,7 @@ def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: 
         NUMBERED_BYTES * n_ids,
         threads * (READER_BYTES + BATCH_BYTES * portions.batch),
         threads * COUNT_BYTES * portions.counts,
+        portions.kept,
         threads * (RECORD_BYTES * max(portions.records, largest_block) + SORT_BYTES * largest_block),
     )
 

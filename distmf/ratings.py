@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import hashlib
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -72,6 +73,11 @@ class Batch(NamedTuple):
     user: pa.Array
     item: pa.Array
     rating: Any
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all that there is."""
+        return sum(column.nbytes for column in self if column is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +201,63 @@ def read_batches(ratings: Ratings, n_rows: int) -> Iterator[Batch]:
                 waiting = []
             waiting.append(batch)
     yield _joined(waiting)
+
+
+class Reading:
+    """Reads spans of ratings twice, and keeps in between what there is room for; in another process it keeps nothing.
+
+    Parameters
+    ----------
+    room : int
+        Bytes that batches may take.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self._room = room
+        self._kept: dict[int, list[Batch]] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["Reading"], tuple[()]]:
+        return Reading, ()
+
+    def first(self, number: int, span: Ratings, n_rows: int) -> Iterator[Batch]:
+        """Yield the batches of a span for the first time; its `number` is its own."""
+        kept: list[Batch] | None = []
+        for batch in read_batches(span, n_rows):
+            if kept is not None:
+                if self._take(batch.n_bytes):
+                    kept.append(batch)
+                else:
+                    self._take(-sum(other.n_bytes for other in kept))
+                    kept = None
+            yield batch
+        if kept:
+            self._kept[number] = kept
+
+    def again(self, number: int, span: Ratings, n_rows: int) -> Iterator[Batch]:
+        """Yield them once more, for the last time."""
+        kept = self._kept.pop(number, None)
+        if kept is None:
+            yield from read_batches(span, n_rows)
+            return
+        kept.reverse()
+        while kept:
+            yield kept.pop()
+
+    def shrink(self, room: int) -> int:
+        """Drop spans until the others fit in `room`, and return the bytes that are kept."""
+        sizes = {number: sum(batch.n_bytes for batch in batches) for number, batches in self._kept.items()}
+        while sizes and sum(sizes.values()) > room:
+            number, _ = sizes.popitem()
+            del self._kept[number]
+        return sum(sizes.values())
+
+    def _take(self, n_bytes: int) -> bool:
+        """Take a part of the room, if it is there."""
+        with self._lock:
+            fits = n_bytes <= self._room
+            self._room -= n_bytes if fits else 0
+        return fits
 
 
 def _joined(batches: list[Batch]) -> Batch:

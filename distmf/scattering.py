@@ -16,7 +16,7 @@ from distmf.errors import RatingsError
 from distmf.ids import CloseNumbering, Numbering, number_ids
 from distmf.jobs import run_stage
 from distmf.memory import Portions
-from distmf.ratings import Batch, Ratings, read_batches
+from distmf.ratings import Batch, Ratings, Reading
 from distmf.records import Lines, Sorter
 from distmf.store import Folder
 
@@ -46,7 +46,13 @@ class Places(NamedTuple):
 
 
 def scatter_ratings(
-    engine: Engine, spans: Sequence[Ratings], settings: Settings, layout: Layout, folder: Folder, portions: Portions
+    engine: Engine,
+    spans: Sequence[Ratings],
+    reading: Reading,
+    settings: Settings,
+    layout: Layout,
+    folder: Folder,
+    portions: Portions,
 ) -> list[tuple[str, int]]:
     """Write every span as runs that are sorted by block; return the file of each run, and where it begins there.
 
@@ -60,7 +66,7 @@ def scatter_ratings(
     # What other processes need they read themselves: a graph is no place for it.
     places = DataNode(read, Places.read(*args)) if engine.shares_memory else Task(read, Places.read, *args)
     calls = [
-        (_scatter_span, span, settings, layout, TaskRef(read), folder, _file(n), portions)
+        (_scatter_span, n, span, reading, settings, layout, TaskRef(read), folder, portions)
         for n, span in enumerate(spans)
     ]
     found = run_stage(engine, folder, "scattering", calls, [span.n_rows for span in spans], {read: places})
@@ -68,9 +74,17 @@ def scatter_ratings(
 
 
 def _scatter_span(
-    ratings: Ratings, settings: Settings, layout: Layout, places: Places, folder: Folder, name: str, portions: Portions
+    span: int,
+    ratings: Ratings,
+    reading: Reading,
+    settings: Settings,
+    layout: Layout,
+    places: Places,
+    folder: Folder,
+    portions: Portions,
 ) -> list[int]:
-    return write_runs(read_batches(ratings, portions.batch), settings, layout, places, folder, name)
+    batches = reading.again(span, ratings, portions.batch)
+    return write_runs(batches, settings, layout, places, folder, _file(span))
 
 
 def write_runs(

@@ -61,7 +61,7 @@ def test_blocking__stays_under_the_plan(ratings: Path, tmp_path: Path, threads: 
     peak = peak_of("block", ratings, tmp_path / "b", "--threads", threads, "--memory", limit, "--rank", 8)
     blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
     largest = max(entry.n_train for entry in blocks.entries.values())
-    portions = Portions.within(n_bytes, threads)
+    portions = Portions.within(n_bytes, threads, 2_000_000)
     planned = blocking_bytes(portions, blocks.n_users + blocks.n_items, largest, threads).total
     assert 0.3 * planned < peak < planned <= n_bytes
 

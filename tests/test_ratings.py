@@ -1,6 +1,7 @@
 """What is read from Parquet, and what is refused: every kind of bad input with file, column, row group and count."""
 
 import decimal
+import pickle
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from distmf import ratings as module
 from distmf.errors import RatingsError
-from distmf.ratings import Batch, Columns, open_ratings, read_ids, read_piece
+from distmf.ratings import Batch, Columns, Reading, open_ratings, read_batches, read_ids, read_piece
 from tests.helpers import random_ratings, write
 
 COLUMNS = Columns()
@@ -306,3 +307,36 @@ def test_read_piece__says_when_a_file_is_gone(folder: Path) -> None:
     (folder / "b.parquet").unlink()
     with pytest.raises(RatingsError, match="b.parquet: the file is gone"):
         list(read_piece(ratings, ratings.pieces[3]))
+
+
+def test_reading__keeps_what_there_is_room_for(tmp_path: Path) -> None:
+    spans = []
+    for number in range(3):
+        write(tmp_path / f"{number}.parquet", random_ratings(1000, 100, 50, seed=number), row_group_size=300)
+        spans.append(open_ratings(tmp_path / f"{number}.parquet", Columns()))
+    expected = [list(read_batches(span, 400)) for span in spans]
+    assert all(len(batches) > 1 for batches in expected)
+    n_bytes = sum(batch.n_bytes for batch in expected[0])
+    reading = Reading(2 * n_bytes + 100)
+    for number, span in enumerate(spans):
+        assert same(list(reading.first(number, span, 400)), expected[number])
+    assert reading.shrink(10 * n_bytes) == 2 * n_bytes
+    assert reading.shrink(n_bytes) == n_bytes
+    copy = pickle.loads(pickle.dumps(reading))
+    assert copy.shrink(10 * n_bytes) == 0
+    for number in (0, 2):
+        (tmp_path / f"{number}.parquet").unlink()
+    assert same(list(reading.again(0, spans[0], 400)), expected[0])  # without the file
+    assert same(list(reading.again(1, spans[1], 400)), expected[1])
+    assert reading.shrink(10 * n_bytes) == 0
+    for number in (0, 2):
+        with pytest.raises(RatingsError, match="the file is gone"):
+            list(reading.again(number, spans[number], 400))
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    """Return whether batches hold the same ratings in the same order."""
+    return len(left) == len(right) and all(
+        a.user.equals(b.user) and a.item.equals(b.item) and np.array_equal(a.rating, b.rating)
+        for a, b in zip(left, right, strict=True)
+    )
