@@ -16,7 +16,7 @@ MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about
 FEW_SLOTS = 8
 RATINGS_PER_BLOCK = 500_000  # below this, the cost of a task shows beside its work
 RATINGS_PER_LINE = 12  # of a block's users and items: below this, copying their factors shows beside the kernel
-RATINGS_PER_TILE = 512  # above this, a tile's rows are reused while they are in the cache
+RATINGS_PER_TILE = 600  # above this, a tile's rows are reused while they are in the cache
 LEAST_PER_TILE = 32  # below this, the table of tiles and the way from tile to tile cost too much
 BYTES_PER_RATING = 8  # two offsets within a tile and a float32, at their widest in a dense enough matrix
 
