@@ -385,7 +385,8 @@ def test_train__of_a_driver_that_was_ended_is_resumed(
     else:
         assert process.returncode == 130, errors
         n_epochs = len(distmf.load(tmp_path / "m").history_)
-        assert 19 <= n_epochs < 400  # an epoch is told when it has passed, and kept when it is saved
+        # An epoch is told when it has passed, and kept when it is saved, which may be while the next one is trained.
+        assert 18 <= n_epochs < 400
         assert f"interrupted; the model after epoch {n_epochs} is saved in" in errors
     done = start(*command, "--threads", "1", "--checkpoint-every", "50")
     assert "going on after epoch" in done.communicate(timeout=120)[1]
