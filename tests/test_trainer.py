@@ -200,7 +200,7 @@ def test_fit__logs_a_line_per_epoch(blocks: Blocks, caplog: pytest.LogCaptureFix
 def test_fit__says_what_share_of_the_threads_was_in_kernels(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     def asleep(ratings: kernel.Ratings, *_: Any) -> float:
         time.sleep(0.02)
-        return float(len(ratings.rows))
+        return float(len(ratings.values))
 
     monkeypatch.setattr(kernel, "train_block", asleep)
     shares = []
