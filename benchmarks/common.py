@@ -18,9 +18,7 @@ Key = TypeVar("Key")
 
 PROGRAM = [sys.executable, "-m", "distmf"]
 SECONDS_BETWEEN_SAMPLES = 0.02
-SECONDS_BETWEEN_SEARCHES = (
-    0.5  # for processes that were started meanwhile: it reads the state of every process there is
-)
+SECONDS_BETWEEN_SEARCHES = 0.5  # for processes started meanwhile: the state of every process there is, is read for it
 
 
 def count(text: str) -> int:

@@ -201,9 +201,8 @@ class _Counter:
     def __init__(self, salt: np.uint64, most: int) -> None:
         self._salt, self._size = salt, MAX_SPREAD * most
         self._close: CloseCounts | None = None
-        self._parts: list[
-            IdCounts
-        ] = []  # each at least twice as long as the next, so that every id is merged few times
+        # Each at least twice as long as the next, so that every id is merged few times.
+        self._parts: list[IdCounts] = []
 
     def __len__(self) -> int:
         return sum(len(part.hashes) for part in self._parts) + (self._close.n if self._close else 0)

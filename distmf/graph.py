@@ -303,7 +303,8 @@ def build_generation(
                 at[block.col] = owner
                 fresh.discard(block.col)
                 if block in halfway:
-                    sources[block.row] = _save_rows(build, constants, rows.pop(block.row), owner, epoch, block.row)
+                    here = "rows", epoch + 1, block.row
+                    sources[block.row] = _put_down(build, constants, here, rows.pop(block.row), owner, when="-halfway")
         end = (epoch + 1) * n_steps - 1
         passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
         args = [steps[epoch], passed[epoch - 1], constants]
@@ -327,12 +328,6 @@ def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
     visits = [(block.row, subepoch, block) for subepoch, stratum in enumerate(strata) for block in stratum]
     pairs = itertools.pairwise(sorted(visits))
     return {block for (row, subepoch, block), (other, later, _) in pairs if row == other and later > subepoch + 1}
-
-
-def _save_rows(build: _Builder, constants: TaskRef, ref: TaskRef, home: Hashable, epoch: int, row: int) -> TaskRef:
-    """Add the task that saves a row block in the middle of an epoch, to the file that it has at the end."""
-    args = [ref, True, constants, _file(build, "rows", epoch + 1, row), False]
-    return build.put("save-rows-halfway", epoch, row, call=put_down, args=args, step=build.steps[ref.key], home=home)
 
 
 def _lead(training: Training) -> int | None:
@@ -382,13 +377,25 @@ def _save(
     parts = []
     for name, refs, homes in ("rows", sorted(rows[0].items()), rows[1]), ("cols", list(enumerate(cols[0])), cols[1]):
         for n, ref in refs:
-            args, step = [ref, name == "rows", constants, _file(build, name, epoch, n), keep], build.steps[ref.key]
-            parts.append(build.put(f"save-{name}", epoch, n, call=put_down, args=args, step=step, home=homes[n]))
+            parts.append(_put_down(build, constants, (name, epoch, n), ref, homes[n], keep=keep))
     return parts
 
 
-def _file(build: _Builder, name: str, epoch: int, n: int) -> str:
-    return f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
+def _put_down(
+    build: _Builder,
+    constants: TaskRef,
+    where: tuple[str, int, int],
+    ref: TaskRef,
+    home: Hashable,
+    *,
+    keep: bool = False,
+    when: str = "",
+) -> TaskRef:
+    """Add the task that puts a factor block where others find it: rows or columns, epochs done at its end, number."""
+    name, epoch, n = where
+    file = f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
+    args, step = [ref, name == "rows", constants, file, keep], build.steps[ref.key]
+    return build.put(f"save-{name}{when}", epoch, n, call=put_down, args=args, step=step, home=home)
 
 
 def load_rows(source: Source, training: Training) -> Visited:
