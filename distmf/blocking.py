@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.blocks import KIND, Blocks, Layout, Moments, is_blocks, open_blocks, save_manifest
+from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
 from distmf.counting import COUNTS, Settings, Sides, Values, count_ratings, merge_counts
 from distmf.encoding import Encoding
 from distmf.engines import check_storage, open_engine
@@ -34,6 +34,7 @@ from distmf.jobs import DONE, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.memory import Portions, Sizes, blocking_bytes, check_blocking, finer_rows, usable_memory
 from distmf.merging import RowBlock, merge_runs
+from distmf.moments import Moments
 from distmf.ratings import LARGEST, Batch, Columns, Reading, open_ratings
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import format_bytes, parse_bytes

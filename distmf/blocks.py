@@ -26,6 +26,7 @@ from distmf.encoding import Encoding
 from distmf.errors import StoreError
 from distmf.grid import BlockKey, Shape, offset_dtype
 from distmf.kernel import GROUP_SIZES, Ratings
+from distmf.moments import Moments
 from distmf.store import Folder, Kind
 
 KIND = Kind("distmf blocks", 3, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
@@ -34,43 +35,6 @@ Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"
 
 _cache: ByteCache[Any] = ByteCache(CACHE_BYTES)
-
-
-class Moments(NamedTuple):
-    """Number, mean and sum of squared deviations of some ratings; adds up without cancellation.
-
-    References
-    ----------
-    .. [1] T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", American Statistician, 1983.
-    """
-
-    n: int
-    mean: float
-    deviations: float
-
-    @classmethod
-    def of(cls, ratings: npt.NDArray[np.float32], counts: npt.NDArray[np.int64] | None = None) -> "Moments":
-        """Return the moments of an array, of which each rating may occur several times; its order decides last bits."""
-        n = len(ratings) if counts is None else int(counts.sum())
-        if not n:
-            return cls(0, 0.0, 0.0)
-        weights = np.float64(1) if counts is None else counts
-        mean = float((weights * ratings).sum(dtype=np.float64)) / n
-        return cls(n, mean, float((weights * np.square(ratings - np.float64(mean))).sum()))
-
-    def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
-        n = self.n + other.n
-        if n == 0:
-            return self
-        difference = other.mean - self.mean
-        mean = self.mean + difference * (other.n / n)
-        return Moments(n, mean, self.deviations + other.deviations + difference**2 * (self.n * (other.n / n)))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation; 0 for no ratings, and for ratings that float32 cannot tell from their mean."""
-        std = math.sqrt(self.deviations / self.n) if self.n else 0.0
-        return std if std > 1e-7 * abs(self.mean) else 0.0
 
 
 class BlockEntry(NamedTuple):

@@ -18,12 +18,12 @@ import pyarrow as pa
 from dask._task_spec import Task
 from dask.typing import Key
 
-from distmf.blocks import Moments
 from distmf.engine import Engine, Graph, new_token, run_through_losses
 from distmf.filesystem import opened
-from distmf.ids import MAX_SPREAD, CloseCounts, Hashes, IdCounts, as_integers, hash_ids, mix, salt
+from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
+from distmf.moments import Moments
 from distmf.ratings import Batch, Ratings, Reading
 from distmf.store import Folder
 from distmf.tiles import Duplicates
@@ -53,16 +53,15 @@ class Settings(NamedTuple):
         """Salt of the item ids' hashes."""
         return salt(self.seed, "item")
 
-    def hashes(self, batch: Batch) -> tuple[Hashes, Hashes, npt.NDArray[np.bool_]]:
-        """Return the hashes of users and items of some ratings, and which of these are trained on."""
-        user_hashes, item_hashes = hash_ids(batch.user, self.user_salt), hash_ids(batch.item, self.item_salt)
-        return user_hashes, item_hashes, self.is_train(user_hashes, item_hashes)
+    def ids(self, batch: Batch) -> tuple[Ids, Ids]:
+        """Return the users and the items of some ratings."""
+        return Ids(batch.user, self.user_salt), Ids(batch.item, self.item_salt)
 
-    def is_train(self, user_hashes: Hashes, item_hashes: Hashes) -> npt.NDArray[np.bool_]:
+    def is_train(self, users: Ids, items: Ids) -> npt.NDArray[np.bool_]:
         """Return which ratings are trained on: a hash of (seed, user, item) decides."""
         if self.holdout == 0:
-            return np.ones(len(user_hashes), dtype=np.bool_)
-        draws = mix(user_hashes + mix(item_hashes ^ salt(self.seed, "holdout")))
+            return np.ones(len(users), dtype=np.bool_)
+        draws = mix(users.hashes + mix(items.hashes ^ salt(self.seed, "holdout")))
         return draws >= np.uint64(min(int(self.holdout * 2**64), 2**64 - 1))
 
 
@@ -177,9 +176,10 @@ def _count_span(
 
     for batch in reading.first(span, ratings, portions.batch):
         values.append(Values.of(batch.rating))
-        *hashes, is_train = settings.hashes(batch)
-        for counter, ids, side_hashes in zip(counters, (batch.user, batch.item), hashes, strict=True):
-            counter.add(ids, side_hashes, is_train)
+        sides = settings.ids(batch)
+        is_train = settings.is_train(*sides)
+        for counter, ids in zip(counters, sides, strict=True):
+            counter.add(ids, is_train)
         if sum(map(len, counters)) > portions.counts:
             write()
     if any(map(len, counters)):
@@ -207,17 +207,16 @@ class _Counter:
     def __len__(self) -> int:
         return sum(len(part.hashes) for part in self._parts) + (self._close.n if self._close else 0)
 
-    def add(self, ids: pa.Array, hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> None:
+    def add(self, ids: Ids, is_train: npt.NDArray[np.bool_]) -> None:
         """Count the ids of some ratings."""
-        if pa.types.is_integer(ids.type):
-            integers = as_integers(ids)
+        if ids.are_integers:
             if self._close is None:
-                low = int(integers.min()) // self._size * self._size
+                low = int(ids.integers.min()) // self._size * self._size
                 self._close = CloseCounts(max(low, np.iinfo(np.int64).min), self._size)
-            if self._close.add(integers, is_train):
+            if self._close.add(ids.integers, is_train):
                 return
         parts = self._parts
-        parts.append(IdCounts.of(ids, hashes, is_train, self._salt))
+        parts.append(IdCounts.of(ids, is_train))
         while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
             parts[-2:] = [IdCounts.merge(parts[-2:])]
 

@@ -1,20 +1,19 @@
-"""Raw ids <-> row and column numbers.
+"""Raw ids, their hashes, and how often each occurs.
 
-Every id has a 64-bit hash that depends on a salt and on nothing else. Sorting the distinct hashes numbers the ids: that
-is a random permutation that does not depend on the order of the input, and looking a number up is a search in a sorted
-array of evenly spread values. Integers are hashed by a bijection, so their hashes are as good as the ids themselves;
-strings that hash alike are found when the ids are counted.
+Every id has a 64-bit hash that depends on a salt and on nothing else. Integers are hashed by a bijection, so their
+hashes are as good as the ids themselves; strings that hash alike are found when the ids are counted.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distmf.compiled import compiled
 from distmf.errors import RatingsError
 
 Hashes = npt.NDArray[np.uint64]
@@ -74,7 +73,7 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
     return np.asarray(_hash_strings(offsets, np.frombuffer(data or b"", dtype=np.uint8), salt))
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _hash_integers(numbers, salt, hashes):
     for n in range(len(hashes)):
         x = numbers[n] ^ salt
@@ -83,7 +82,7 @@ def _hash_integers(numbers, salt, hashes):
         hashes[n] = x ^ (x >> np.uint64(31))
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _hash_strings(offsets, data, salt):
     hashes = np.empty(len(offsets) - 1, dtype=np.uint64)
     for n in range(len(hashes)):
@@ -99,6 +98,44 @@ def _hash_strings(offsets, data, salt):
             x ^= x >> np.uint64(31)
         hashes[n] = x
     return hashes
+
+
+def as_integers(ids: pa.Array) -> Numbers:
+    """Return integer ids as int64; those from 2⁶³ on become negative."""
+    return np.asarray(ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False))
+
+
+class Ids:
+    """Some ids, and what follows from them, which is computed when it is asked for, and then kept.
+
+    Parameters
+    ----------
+    array : pa.Array, shape (n,)
+        Integers or `large_string`, without nulls.
+    salt : np.uint64
+        Of the hashes.
+    """
+
+    def __init__(self, array: pa.Array, salt: np.uint64) -> None:
+        self.array, self.salt = array, salt
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def are_integers(self) -> bool:
+        """Whether they are no strings."""
+        return bool(pa.types.is_integer(self.array.type))
+
+    @functools.cached_property
+    def integers(self) -> Numbers:
+        """They themselves, as `as_integers` gives them."""
+        return as_integers(self.array)
+
+    @functools.cached_property
+    def hashes(self) -> Hashes:
+        """The hash of each; to be left as they are."""
+        return hash_ids(self.array, self.salt)
 
 
 class CloseCounts:
@@ -130,7 +167,7 @@ class CloseCounts:
         return IdCounts(hashes[order], self._counts[offsets[order]].astype(np.int64), None)
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _add_close(ids, low, is_train, counts, seen):
     """Count ids, and return how many of them had not come up before."""
     new = 0
@@ -167,13 +204,13 @@ class IdCounts(NamedTuple):
         return pa.array(numbers.astype(id_type.to_pandas_dtype()))
 
     @classmethod
-    def of(cls, ids: pa.Array, hashes: Hashes, is_train: npt.NDArray[np.bool_], salt: np.uint64) -> Self:
-        """Count the ids of one batch, given their hashes under `salt`, which end up in another order."""
-        distinct, counts = _tally(hashes, is_train)
-        if pa.types.is_integer(ids.type):
+    def of(cls, ids: Ids, is_train: npt.NDArray[np.bool_]) -> Self:
+        """Count the ids of one batch."""
+        distinct, counts = _tally(ids.hashes, is_train)
+        if ids.are_integers:
             return cls(distinct, counts, None)
-        names = ids.unique()
-        name_hashes = hash_ids(names, salt)
+        names = ids.array.unique()
+        name_hashes = hash_ids(names, ids.salt)
         name_order = np.argsort(name_hashes)
         names = names.take(pa.array(name_order))
         _refuse_collisions(name_hashes[name_order], names)
@@ -213,7 +250,7 @@ class IdCounts(NamedTuple):
 def _tally(hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> tuple[Hashes, Numbers]:
     """Sort hashes; return the distinct ones, ascending, and the ratings to train on of each."""
     trained = None if is_train.all() else hashes[is_train]
-    hashes.sort()
+    hashes = np.sort(hashes)
     ends = np.append(np.flatnonzero(hashes[1:] != hashes[:-1]), len(hashes) - 1)[: len(hashes)] + 1
     distinct, counts = hashes[ends - 1], np.diff(ends, prepend=0)
     if trained is not None:
@@ -230,147 +267,3 @@ def _refuse_collisions(hashes: Hashes, ids: pa.Array) -> None:
     if len(differ):
         a, b = (side[int(differ[0])].as_py() for side in (left, right))
         raise RatingsError(f"the ids {a!r} and {b!r} have the same 64-bit hash; choose another seed")
-
-
-class Numbering:
-    """Hashes -> their positions among all hashes in ascending order.
-
-    It takes 8 bytes an id, and 2 to 4 more (twice that for over 2³² ids) to begin the search at the right place. The
-    number of an id is `position(table, key)`, in compiled code, where `key` is one of `keys`.
-
-    Parameters
-    ----------
-    hashes : uint64, shape (n,)
-        Strictly ascending.
-    """
-
-    def __init__(self, hashes: Hashes) -> None:
-        self.hashes = hashes
-        self._bits = max(1, len(hashes).bit_length() - 1)
-        dtype = np.uint32 if len(hashes) < 2**32 else np.int64
-        buckets = np.arange(2**self._bits, dtype=np.uint64) << np.uint64(64 - self._bits)
-        self._starts = np.append(np.searchsorted(hashes, buckets), len(hashes)).astype(dtype)
-        self.position = _position
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    @property
-    def table(self) -> tuple[Hashes, npt.NDArray[Any], np.uint64]:
-        """What `position` takes."""
-        return self.hashes, self._starts, np.uint64(64 - self._bits)
-
-    def keys(self, ids: pa.Array, hashes: Hashes) -> Hashes:
-        """Return what `position` takes for each of some ids with these hashes."""
-        return hashes
-
-    def find(self, hashes: Hashes) -> Numbers:
-        """Return the position of each hash, -1 for those that are not there; int64, shape (len(hashes),)."""
-        return np.asarray(_find(self.table, hashes))
-
-
-@nb.njit(nogil=True)
-def _position(table, hash_):
-    """Return where a hash stands among those of a `Numbering`, or the number of all if nowhere."""
-    hashes, starts, shift = table
-    bucket = hash_ >> shift
-    place, end = np.uint64(starts[bucket]), np.uint64(starts[bucket + np.uint64(1)])
-    while place < end and hashes[place] < hash_:
-        place += np.uint64(1)
-    return place if place < end and hashes[place] == hash_ else np.uint64(len(hashes))
-
-
-@nb.njit(nogil=True)
-def _find(table, hashes):
-    found = np.empty(len(hashes), dtype=np.int64)
-    for t in range(len(hashes)):
-        place = _position(table, hashes[t])
-        found[t] = np.int64(place) if place < np.uint64(len(table[0])) else -1
-    return found
-
-
-class CloseNumbering:
-    """Integers that lie close together -> the positions of their hashes, as of `Numbering`, in one look at a table.
-
-    It takes 4 bytes for each integer from the smallest to the largest.
-
-    Parameters
-    ----------
-    ids : int64, shape (n,)
-        In the order of their numbers.
-    """
-
-    def __init__(self, ids: Numbers) -> None:
-        self._low = ids.min()
-        self._numbers = np.full(int(ids.max() - self._low) + 1, len(ids), dtype=np.uint32)
-        self._numbers[ids - self._low] = np.arange(len(ids))
-        self._n = len(ids)
-        self.position = _close_position
-
-    def __len__(self) -> int:
-        return self._n
-
-    @property
-    def table(self) -> tuple[npt.NDArray[np.uint32], np.uint64, np.uint64]:
-        """What `position` takes."""
-        return self._numbers, self._low.view(np.uint64), np.uint64(self._n)
-
-    def keys(self, ids: pa.Array, hashes: Hashes) -> Hashes:
-        """Return what `position` takes for each of some ids with these hashes."""
-        return as_integers(ids).view(np.uint64)
-
-
-@nb.njit(nogil=True)
-def _close_position(table, id_):
-    """Return the number of an id in a `CloseNumbering`, or the number of all if it has none."""
-    numbers, low, n = table
-    return np.uint64(numbers[id_ - low]) if id_ - low < np.uint64(len(numbers)) else n
-
-
-def number_ids(ids: Sequence[pa.Array], salt: np.uint64) -> Numbering | CloseNumbering:
-    """Return the numbering of ids that are given piece by piece in the order of their numbers.
-
-    `salt` is that of the hashes.
-    """
-    if pa.types.is_integer(ids[0].type):
-        integers = np.concatenate([as_integers(piece) for piece in ids])
-        if len(integers) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(integers):
-            return CloseNumbering(integers)
-    return Numbering(np.concatenate([hash_ids(piece, salt) for piece in ids]))
-
-
-def as_integers(ids: pa.Array) -> Numbers:
-    """Return integer ids as int64; those from 2⁶³ on become negative."""
-    return np.asarray(ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False))
-
-
-class IdMap:
-    """Numbers of ids: the position of an id's hash among all hashes in ascending order.
-
-    Parameters
-    ----------
-    ids : pa.Array, shape (n,)
-        Distinct ids; `number` n is the n-th of them if they are in the order of their hashes.
-    salt : np.uint64
-        Of the hashes.
-    """
-
-    def __init__(self, ids: pa.Array, salt: np.uint64) -> None:
-        self.ids, self.salt = ids, salt
-        hashes = hash_ids(ids, salt)
-        self._order = None if np.all(hashes[1:] > hashes[:-1]) else np.argsort(hashes)
-        self._numbering = Numbering(hashes if self._order is None else hashes[self._order])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def numbers(self, ids: pa.Array) -> Numbers:
-        """Return the position in `self.ids` of each id, -1 for ids that are not there; int64, shape (len(ids),)."""
-        if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
-            return np.full(len(ids), -1, dtype=np.int64)
-        found = self._numbering.find(hash_ids(ids, self.salt))
-        numbers = found if self._order is None else np.where(found < 0, -1, self._order[found])
-        if pa.types.is_uint64(ids.type) != pa.types.is_uint64(self.ids.type):
-            # As 64 bits, a negative number and one above 2**63 look the same; neither is an id of the other type.
-            numbers[ids.to_numpy(zero_copy_only=False).astype(np.int64) < 0] = -1
-        return numbers

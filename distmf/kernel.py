@@ -12,11 +12,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
+from distmf.compiled import compiled
 from distmf.encoding import Encoding
 from distmf.vectors import LANES, ask_for_group, step_of_group
 
@@ -231,7 +231,7 @@ def _compiled(n_floats: int, col_bytes: int, coded: bool, *, training: bool) -> 
     visit_fours, visit_twos, visit_ones = (_visitor(n_floats, size, col_bytes, training=training) for size in sizes)
     row_bytes, column_bytes, one = np.uint64(4 * n_floats), np.uint64(col_bytes), np.uint64(1)
 
-    @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
+    @compiled(n_floats, col_bytes, coded, training)
     def run(arrays, tiles, at, centring, steps, centred, squares, seed):
         counts, rows, cols, values, table, group_starts, starts = arrays
         mean, inverse_scale = centring
@@ -281,7 +281,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Cal
     row_bytes, visit_size = np.uint64(4 * n_floats), np.uint64(size)
     column_bytes, value_bytes = np.uint64(size * col_bytes), np.uint64(size) * FLOAT_BYTES
 
-    @nb.njit(nogil=True, boundscheck=False, error_model="numpy")
+    @compiled(n_floats, size, col_bytes, training)
     def visit(rows, first, n_groups, group_size, at, cols, values, steps, squares, draw):
         a_row = np.uint64(1) if training else group_size // visit_size  # visits to each row
         n = n_groups * a_row
@@ -303,7 +303,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Cal
     return visit
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _mix(x):
     """Return the next draw after x: one step of splitmix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014)."""
     x = (x + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -312,7 +312,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _visits(n, draw):
     """Return a stride that is coprime with n, not close to 0 or n, and a start: an order of n things."""
     if n < np.uint64(3):
@@ -327,7 +327,7 @@ def _visits(n, draw):
             return stride % n, (draw & np.uint64(0xFFFFFFFF)) % n
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _advance(position, stride, n):
     position += stride
     return position - n if position >= n else position

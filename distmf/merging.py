@@ -16,7 +16,7 @@ from distmf.engine import Engine, new_token
 from distmf.grid import BlockKey
 from distmf.jobs import run_stage
 from distmf.memory import Portions
-from distmf.records import Format, Records, split_records
+from distmf.records import Format, Records
 from distmf.store import Folder
 from distmf.tiles import sort_part
 
@@ -96,7 +96,7 @@ def _merge_row_block(
                 parts = []
                 for n in (section, section + 1):
                     records = np.concatenate([stretch[n - begin] for stretch in stretches])
-                    parts.append(sort_part(*split_records(records, layout), key, layout, settings.duplicates))
+                    parts.append(sort_part(records, key, layout, settings.duplicates))
                 train, held_out = parts
                 length, checksum = 0, 0
                 for part in (train, held_out):
@@ -131,9 +131,9 @@ def _bounds(folder: Folder, name: str, offset: int, row: int, layout: Layout) ->
 
 def _records(folder: Folder, name: str, offset: int, layout: Layout, bounds: npt.NDArray[np.int64]) -> list[Records]:
     """Return the records of each of some consecutive sections of a run."""
-    record, shape = Format.of(layout).dtype, layout.shape
+    n_bytes, shape = Format.of(layout).n_bytes, layout.shape
     begin = offset + (2 * shape.rows * shape.cols + 1) * np.dtype(np.uint32).itemsize
     first, last = int(bounds[0]), int(bounds[-1])
-    data = folder.read(name, begin + first * record.itemsize, (last - first) * record.itemsize)
-    records = np.frombuffer(data, dtype=record)
-    return [records[n:m] for n, m in itertools.pairwise((bounds - first).tolist())]
+    data = folder.read(name, begin + first * n_bytes, (last - first) * n_bytes)
+    records = np.frombuffer(data, dtype=np.uint8)
+    return [records[n:m] for n, m in itertools.pairwise((n_bytes * (bounds - first)).tolist())]

@@ -25,8 +25,9 @@ from distmf.filesystem import is_local
 from distmf.graph import State, Training
 from distmf.grid import BlockKey
 from distmf.history import History
-from distmf.ids import IdMap, salt
+from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
+from distmf.numbering import IdMap
 from distmf.store import Folder, Kind
 
 KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))

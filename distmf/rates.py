@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dask._task_spec import Task
 
 from distmf import kernel
-from distmf.blocks import BlockEntry, Blocks, Layout, Moments
+from distmf.blocks import BlockEntry, Blocks, Layout
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.engine import new_token
@@ -33,6 +33,7 @@ from distmf.graph import (
 )
 from distmf.grid import BlockKey, Shape, bytes_per_line, tile_shape
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.moments import Moments
 from distmf.records import group
 from distmf.stepsize import StepRule
 from distmf.store import Folder

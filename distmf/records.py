@@ -1,23 +1,26 @@
 """Ratings on their way to their blocks: a place in a block and a value, in as few whole bytes as they need.
 
-A *cell* is a place in a block, numbered tile by tile, and row by row within a tile. A record is a cell, little-endian,
-and a value as its block will hold it. Records lie in *sections*: those to train on of a block, then those held out of
-it; blocks go row by row. Those of a block, sorted, become the groups that the kernel takes. Pure: no files, no Dask.
+A *cell* is a place in a block, numbered tile by tile, and row by row within a tile. A record is a value, as a number
+that sorts as it does, and above it the cell; together one little-endian number, of as many bytes as that needs. Records
+lie in *sections*: those to train on of a block, then those held out of it; blocks go row by row. Those of a block,
+sorted, become the groups that the kernel takes. Pure: no files, no Dask.
 """
 
 from typing import Any, NamedTuple, Self
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from distmf.blocks import Layout
+from distmf.compiled import compiled
 from distmf.grid import BlockKey, offset_dtype
-from distmf.ids import CloseNumbering, Hashes, Numbering
 from distmf.kernel import GROUP_SIZES
 
 Cells = npt.NDArray[np.uint64]
-Records = npt.NDArray[np.void]
+Records = npt.NDArray[np.uint8]
+
+WORD_BYTES = 8  # of the integers that are sorted
+SIGN = np.uint32(1 << 31)
 
 
 class Format(NamedTuple):
@@ -27,16 +30,16 @@ class Format(NamedTuple):
     ----------
     row_bits, col_bits : int
         Of the offsets within a tile.
-    words : tuple of tuple
-        The fields of the cell, and by how many bits each is shifted, the lowest first.
-    dtype : dtype
-        Of a record, packed: the fields of the cell, then "value".
+    cell_bytes : int
+        Of a cell.
+    value_dtype : dtype
+        Of the values, as the blocks hold them.
     """
 
     row_bits: int
     col_bits: int
-    words: tuple[tuple[str, int], ...]
-    dtype: np.dtype[Any]
+    cell_bytes: int
+    value_dtype: np.dtype[Any]
 
     @classmethod
     def of(cls, layout: Layout) -> Self:
@@ -45,10 +48,12 @@ class Format(NamedTuple):
         n_tile_rows = max(layout.tiles(BlockKey(row, 0))[0] for row in range(layout.shape.rows))
         n_tile_cols = max(layout.tiles(BlockKey(0, col))[1] for col in range(layout.shape.cols))
         cell_bytes = -(-(row_bits + col_bits + (n_tile_rows * n_tile_cols - 1).bit_length()) // 8)
-        sizes = [size for size in (8, 4, 2, 1) if cell_bytes & size]
-        words = [(f"cell{n}", 8 * sum(sizes[:n])) for n in range(len(sizes))]
-        fields = [(name, f"<u{size}") for (name, _), size in zip(words, sizes, strict=True)]
-        return cls(row_bits, col_bits, tuple(words), np.dtype([*fields, ("value", layout.encoding.dtype)]))
+        return cls(row_bits, col_bits, cell_bytes, layout.encoding.dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of a record."""
+        return self.cell_bytes + self.value_dtype.itemsize
 
 
 class Lines(NamedTuple):
@@ -56,19 +61,19 @@ class Lines(NamedTuple):
 
     Attributes
     ----------
-    cuts : int64, shape (n_blocks + 1,)
+    cuts : uint32 or uint64, shape (n_blocks + 1,)
         Where each block begins.
     blocks : uint16, shape (n_lines,)
         Number of a line's block.
     """
 
-    cuts: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.unsignedinteger[Any]]
     blocks: npt.NDArray[np.uint16]
 
     @classmethod
     def of(cls, cuts: tuple[int, ...]) -> Self:
         """Return the blocks that cuts make: 2 bytes a line."""
-        return cls(np.array(cuts), np.repeat(np.arange(len(cuts) - 1, dtype=np.uint16), np.diff(cuts)))
+        return cls(np.array(cuts, dtype=np.uint64), np.repeat(np.arange(len(cuts) - 1, dtype=np.uint16), np.diff(cuts)))
 
 
 class Sorter:
@@ -76,89 +81,64 @@ class Sorter:
 
     Parameters
     ----------
-    users, items : Numbering or CloseNumbering
-        Numbers of the ids.
     lines : tuple of Lines
         The blocks of the rows and of the columns.
     layout : Layout
         Of the grid.
     """
 
-    def __init__(
-        self,
-        users: Numbering | CloseNumbering,
-        items: Numbering | CloseNumbering,
-        lines: tuple[Lines, Lines],
-        layout: Layout,
-    ) -> None:
-        self._sides, self._format = tuple(zip((users, items), lines, strict=True)), Format.of(layout)
+    def __init__(self, lines: tuple[Lines, Lines], layout: Layout) -> None:
+        self._lines, self._format = lines, Format.of(layout)
         n_tile_cols = [layout.tiles(BlockKey(0, col))[1] for col in range(layout.shape.cols)]
-        self._n_tile_cols, self._n_sections = (
-            np.array(n_tile_cols, dtype=np.uint64),
-            2 * layout.shape.rows * layout.shape.cols,
-        )
+        self._n_tile_cols = np.array(n_tile_cols, dtype=np.uint64)
+        self._n_sections = 2 * layout.shape.rows * layout.shape.cols
         self._space = self._allocate(0)
 
-    def _allocate(self, n: int) -> tuple[npt.NDArray[Any], ...]:
-        places = np.empty((2, n), dtype=np.uint32), np.empty((2, n), dtype=np.uint16)
-        dtypes = np.uint32, np.uint32, np.uint64, np.uint64, self._format.dtype
-        return *places, *(np.empty(n, dtype=dtype) for dtype in dtypes)
+    def _allocate(self, n: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], Records]:
+        return np.empty(n, dtype=np.uint64), np.empty(n, dtype=np.uint32), np.empty(n * self._format.n_bytes, np.uint8)
 
     def sort(
-        self, user_keys: Hashes, item_keys: Hashes, values: npt.NDArray[Any], is_train: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.uint64], Records] | None:
+        self,
+        rows: npt.NDArray[np.unsignedinteger[Any]],
+        cols: npt.NDArray[np.unsignedinteger[Any]],
+        values: npt.NDArray[Any],
+        is_train: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.uint64], Records]:
         """Return where each section begins, and the end, in records; and the records, which the next call changes.
-
-        It is None if a key is not that of an id.
 
         Parameters
         ----------
-        user_keys, item_keys : uint64, shape (n,)
-            What the numberings know the ids by.
+        rows, cols : uint32 or uint64, shape (n,)
+            Numbers of users and items.
         values : array, shape (n,)
             As the blocks hold them.
         is_train : bool, shape (n,)
             Whether to train on a rating.
         """
-        n = len(values)
-        if n > self._space[0].shape[1]:
+        n, form = len(values), self._format
+        if n > len(self._space[0]):
             self._space = self._allocate(n)
-        lines, blocks, sections, order, cells, sorted_cells, records = (array[..., :n] for array in self._space)
-        for (numbering, side), keys, line, block in zip(
-            self._sides, (user_keys, item_keys), lines, blocks, strict=True
-        ):
-            if not _locate(numbering.position, numbering.table, side, keys, line, block):
-                return None
+        cells, sections, records = self._space
         bounds = np.zeros(self._n_sections + 2, dtype=np.uint64)
-        bits = np.uint64(self._format.row_bits), np.uint64(self._format.col_bits)
-        _sort(lines, blocks, is_train, self._n_tile_cols, bits, bounds, sections, cells, order, sorted_cells)
-        for name, shift in self._format.words:
-            records[name] = sorted_cells >> np.uint64(shift)
-        records["value"] = values[order]
-        return bounds[:-1], records
+        bits = np.uint64(form.row_bits), np.uint64(form.col_bits)
+        _locate((rows, cols), self._lines, is_train, self._n_tile_cols, bits, bounds, sections, cells)
+        widths = np.uint64(form.value_dtype.itemsize), np.uint64(form.cell_bytes)
+        _sort(cells, sections, _sortable(values), widths, bounds, records)
+        return bounds[:-1], records[: n * form.n_bytes]
 
 
-@nb.njit(nogil=True, error_model="numpy")
-def _locate(position, table, lines, keys, line, block):
-    """Find the blocks of some ids and the lines within these; return whether all ids are there."""
-    cuts, blocks = lines
-    for t in range(len(keys)):
-        number = position(table, keys[t])
-        if number == np.uint64(len(blocks)):
-            return False
-        block[t] = blocks[number]
-        line[t] = number - np.uint64(cuts[block[t]])
-    return True
+@compiled()
+def _locate(numbers, lines, is_train, n_tile_cols, bits, bounds, sections, cells):
+    """Find the section and the cell of each rating, and in `bounds` where each section begins, one place further on.
 
-
-@nb.njit(nogil=True, error_model="numpy")
-def _sort(lines, blocks, is_train, n_tile_cols, bits, bounds, sections, cells, order, sorted_cells):
-    """Sort by counting. Unsigned: an index that may be negative costs a comparison, here a fourth of the time."""
-    (rows, cols), (row_blocks, col_blocks), (row_bits, col_bits) = lines, blocks, bits
+    Unsigned: an index that may be negative costs a comparison, here a fourth of the time.
+    """
+    (rows, cols), (row_lines, col_lines), (row_bits, col_bits) = numbers, lines, bits
     one = np.uint64(1)
     row_mask, col_mask = (one << row_bits) - one, (one << col_bits) - one
     for t in range(len(rows)):
-        row, col, i, j = np.uint64(rows[t]), np.uint64(cols[t]), np.uint64(row_blocks[t]), np.uint64(col_blocks[t])
+        i, j = np.uint64(row_lines.blocks[rows[t]]), np.uint64(col_lines.blocks[cols[t]])
+        row, col = np.uint64(rows[t]) - row_lines.cuts[i], np.uint64(cols[t]) - col_lines.cuts[j]
         tile = (row >> row_bits) * n_tile_cols[j] + (col >> col_bits)
         cells[t] = ((tile << row_bits | row & row_mask) << col_bits) | col & col_mask
         section = ((i * np.uint64(len(n_tile_cols)) + j) << one) + one - np.uint64(is_train[t])
@@ -166,19 +146,75 @@ def _sort(lines, blocks, is_train, n_tile_cols, bits, bounds, sections, cells, o
         bounds[section + one + one] += one
     for section in range(2, len(bounds)):
         bounds[section] += bounds[section - 1]
-    for t in range(len(rows)):
+
+
+@compiled()
+def _sort(cells, sections, values, widths, bounds, records):
+    """Put the records into their sections; `bounds` ends up one place back."""
+    one, byte = np.uint64(1), np.uint64(8)
+    value_bytes, cell_bytes = widths
+    for t in range(len(values)):
         section = np.uint64(sections[t]) + one
-        place = bounds[section]
-        sorted_cells[place], order[place] = cells[t], t
-        bounds[section] = place + one
+        place = bounds[section] * (value_bytes + cell_bytes)
+        bounds[section] += one
+        value, cell = np.uint64(values[t]), cells[t]
+        for _ in range(value_bytes):
+            records[place] = value
+            value >>= byte
+            place += one
+        for _ in range(cell_bytes):
+            records[place] = cell
+            cell >>= byte
+            place += one
 
 
-def split_records(records: Records, layout: Layout) -> tuple[Cells, npt.NDArray[Any]]:
-    """Return the cells and the values of records."""
-    cells = np.zeros(len(records), dtype=np.uint64)
-    for name, shift in Format.of(layout).words:
-        cells |= records[name].astype(np.uint64) << np.uint64(shift)
-    return cells, np.ascontiguousarray(records["value"])
+def sort_records(records: Records, layout: Layout) -> tuple[Cells, npt.NDArray[Any]]:
+    """Return the cells and the values of records, sorted by cell and value."""
+    form = Format.of(layout)
+    value_bytes, n = form.value_dtype.itemsize, len(records) // form.n_bytes
+    dtype, bits = np.dtype(f"u{value_bytes}"), np.uint64(8 * value_bytes)
+    if form.n_bytes <= WORD_BYTES:  # to sort integers is many times faster
+        whole = _integers(records, form.n_bytes, 0, form.n_bytes, n)
+        whole.sort()
+        return whole >> bits, _unsortable(whole.astype(dtype), form.value_dtype)
+    values = _integers(records, form.n_bytes, 0, value_bytes, n).astype(dtype)
+    cells = _integers(records, form.n_bytes, value_bytes, form.cell_bytes, n)
+    order = np.lexsort((values, cells))
+    return cells[order], _unsortable(values[order], form.value_dtype)
+
+
+def _integers(records: Records, n_bytes: int, offset: int, width: int, n: int) -> npt.NDArray[np.uint64]:
+    """Return the number of so many bytes at an offset in each of n records."""
+    integers = np.empty(n, dtype=np.uint64)
+    _gather(records, np.uint64(n_bytes), np.uint64(offset), np.uint64(width), integers)
+    return integers
+
+
+@compiled()
+def _gather(records, n_bytes, offset, width, integers):
+    one, byte = np.uint64(1), np.uint64(8)
+    for t in range(len(integers)):
+        place = np.uint64(t) * n_bytes + offset + width
+        integer = np.uint64(0)
+        for _ in range(width):
+            place -= one
+            integer = integer << byte | np.uint64(records[place])
+        integers[t] = integer
+
+
+def _sortable(values: npt.NDArray[Any]) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Return integers that sort as the values do."""
+    if values.dtype.kind == "u":
+        return values
+    bits = values.view(np.uint32)
+    return np.where(bits < SIGN, bits | SIGN, ~bits)
+
+
+def _unsortable(integers: npt.NDArray[np.unsignedinteger[Any]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the values that `_sortable` makes these of."""
+    if dtype.kind == "u":
+        return integers
+    return np.where(integers < SIGN, ~integers, integers ^ SIGN).astype(np.uint32).view(dtype)
 
 
 def group(
@@ -210,7 +246,7 @@ def group(
     return counts, rows, cols, grouped
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _count_groups(cells, tile_bits, col_bits, counts, ends):
     """Count the groups of each size in each tile; return the number of runs, and in `ends` where these end.
 
@@ -230,7 +266,7 @@ def _count_groups(cells, tile_bits, col_bits, counts, ends):
     return n_runs
 
 
-@nb.njit(nogil=True)
+@compiled()
 def _group(cells, values, ends, tile_bits, col_bits, groups, ratings, rows, cols, grouped):
     """Fill in the row of each group, and the columns and values of its ratings.
 

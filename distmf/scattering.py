@@ -13,9 +13,9 @@ from distmf.blocks import KIND, Layout
 from distmf.counting import Settings
 from distmf.engine import Engine, new_token
 from distmf.errors import RatingsError
-from distmf.ids import CloseNumbering, Numbering, number_ids
 from distmf.jobs import run_stage
 from distmf.memory import Portions
+from distmf.numbering import Numbering, number_ids
 from distmf.ratings import Batch, Ratings, Reading
 from distmf.records import Lines, Sorter
 from distmf.store import Folder
@@ -29,8 +29,8 @@ class Places(NamedTuple):
     About 12 bytes for each id; at most 18.
     """
 
-    users: Numbering | CloseNumbering
-    items: Numbering | CloseNumbering
+    users: Numbering
+    items: Numbering
     rows: Lines
     cols: Lines
 
@@ -38,7 +38,7 @@ class Places(NamedTuple):
     def read(cls, folder: Folder, checksums: dict[str, int], settings: Settings, layout: Layout) -> Self:
         """Return the places that the ids in a folder have in a layout."""
 
-        def numbering(name: str, salt: np.uint64) -> Numbering | CloseNumbering:
+        def numbering(name: str, salt: np.uint64) -> Numbering:
             return number_ids(folder.read_table(name, checksums[name], ["id"])["id"].chunks, salt)
 
         users, items = map(numbering, KIND.tables, (settings.user_salt, settings.item_salt))
@@ -91,21 +91,18 @@ def write_runs(
     batches: Iterator[Batch], settings: Settings, layout: Layout, places: Places, folder: Folder, name: str
 ) -> list[int]:
     """Write each batch as a run, all into one file, and return where they begin."""
-    sorter = Sorter(places.users, places.items, (places.rows, places.cols), layout)
+    sorter = Sorter((places.rows, places.cols), layout)
     offset, offsets = 0, []
     with folder.create(name) as file:
         for batch in batches:
-            user_hashes, item_hashes, is_train = settings.hashes(batch)
-            user_keys, item_keys = (
-                places.users.keys(batch.user, user_hashes),
-                places.items.keys(batch.item, item_hashes),
-            )
-            found = sorter.sort(user_keys, item_keys, layout.encoding.encode(batch.rating), is_train)
-            if found is None:
+            users, items = settings.ids(batch)
+            rows, cols = places.users.numbers(users), places.items.numbers(items)
+            if rows.max() == len(places.users) or cols.max() == len(places.items):
                 raise RatingsError(
                     "the ratings changed while they were blocked: an id came up that was not counted; try again"
                 )
-            bounds, records = found
+            values = layout.encoding.encode(batch.rating)
+            bounds, records = sorter.sort(rows, cols, values, settings.is_train(users, items))
             offsets.append(offset)
             for data in bounds.astype(np.uint32), records:
                 file.write(data)

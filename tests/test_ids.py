@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from distmf.counting import _Counter
 from distmf.errors import RatingsError
-from distmf.ids import CloseNumbering, IdCounts, IdMap, _refuse_collisions, hash_ids, mix, number_ids, salt, unmix
+from distmf.ids import IdCounts, Ids, _refuse_collisions, hash_ids, mix, salt, unmix
+from distmf.numbering import CloseNumbering, IdMap, number_ids
 
 WIDTHS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 SALT = salt(3, "user")
@@ -47,7 +48,7 @@ def test_hash_ids__tells_strings_apart_and_ignores_how_they_are_sliced(values: l
 def test_id_map__round_trips_integers_of_every_width(width: pa.DataType) -> None:
     limits = np.iinfo(width.to_pandas_dtype())
     ids = pa.array([limits.min, limits.max, 0, 1, limits.max - 1, 0], type=width)
-    counts = IdCounts.of(ids, hash_ids(ids, SALT), np.ones(6, dtype=np.bool_), SALT)
+    counts = IdCounts.of(Ids(ids, SALT), np.ones(6, dtype=np.bool_))
     id_map = IdMap(counts.raw_ids(width, SALT), SALT)
     assert id_map.ids.type == width
     assert set(id_map.ids.to_pylist()) == set(ids.to_pylist())
@@ -62,9 +63,8 @@ def test_id_counts__do_not_depend_on_order_or_partitioning(values: list[str], se
     values = ["a", *values, "a"]
 
     def count(some: list[str]) -> IdCounts:
-        ids = strings(some)
-        hashes = hash_ids(ids, SALT)
-        return IdCounts.of(ids, hashes, hashes % np.uint64(3) != 0, SALT)
+        ids = Ids(strings(some), SALT)
+        return IdCounts.of(ids, ids.hashes % np.uint64(3) != 0)
 
     whole = count(values)
     shuffled = [values[n] for n in rng.permutation(len(values))]
@@ -88,11 +88,10 @@ def test_id_counts__do_not_depend_on_order_or_partitioning(values: list[str], se
 def test_counter__counts_integers_close_together_as_all_others(batches: list[list[int]]) -> None:
     counter, parts = _Counter(SALT, 16), []  # an array of 64
     for batch in batches:
-        ids = pa.array(batch, type=pa.int64())
-        hashes = hash_ids(ids, SALT)
-        is_train = hashes % np.uint64(3) != 0
-        counter.add(ids, hashes.copy(), is_train)
-        parts.append(IdCounts.of(ids, hashes, is_train, SALT))
+        ids = Ids(pa.array(batch, type=pa.int64()), SALT)
+        is_train = ids.hashes % np.uint64(3) != 0
+        counter.add(ids, is_train)
+        parts.append(IdCounts.of(ids, is_train))
     n = len(counter)
     found, expected = counter.take(), IdCounts.merge(parts)
     for left, right in zip(found[:2], expected[:2], strict=True):
@@ -108,16 +107,15 @@ def test_number_ids__gives_the_same_numbers_to_integers_near_and_far(spread: int
     ids = pa.array(integers[np.argsort(hashes)])
     numbering = number_ids([ids.slice(0, 300), ids.slice(300)], SALT)
     assert isinstance(numbering, CloseNumbering) == (spread < 3)
-    keys = numbering.keys(ids, np.sort(hashes))
-    assert [int(numbering.position(numbering.table, key)) for key in keys] == list(range(1000))
+    assert numbering.numbers(Ids(ids, SALT)).tolist() == list(range(1000))
     others = pa.array([-901, 2**63 - 1, -(2**63), 1999 * spread - 899, int(integers.min()) - 1])
-    for key in numbering.keys(others, hash_ids(others, SALT)):
-        assert numbering.position(numbering.table, key) == len(numbering) == 1000
+    assert numbering.numbers(Ids(others, SALT)).tolist() == [1000] * 5
+    assert len(numbering) == 1000
 
 
 def test_id_counts__hold_many_ids() -> None:
-    ids = pa.array(np.repeat(np.arange(100_000) * 2**40, 2))
-    counts = IdCounts.of(ids, hash_ids(ids, SALT), np.ones(len(ids), dtype=np.bool_), SALT)
+    ids = Ids(pa.array(np.repeat(np.arange(100_000) * 2**40, 2)), SALT)
+    counts = IdCounts.of(ids, np.ones(len(ids), dtype=np.bool_))
     assert len(counts.hashes) == 100_000
     assert (counts.counts == 2).all()
     assert (np.diff(counts.hashes.astype(np.float64)) > 0).all()

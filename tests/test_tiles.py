@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmf import tiles
-from distmf.blocks import Layout, Moments
+import distmf.records
+from distmf.blocks import Layout
 from distmf.encoding import Encoding
 from distmf.grid import BlockKey
-from distmf.ids import Numbering
 from distmf.kernel import GROUP_SIZES
-from distmf.records import Lines, Sorter, split_records
+from distmf.moments import Moments
+from distmf.records import Format, Lines, Records, Sorter
 from distmf.tiles import Duplicates, sort_part
 
 LAYOUTS = [
@@ -23,24 +23,21 @@ LAYOUTS = [
     Layout((0, 3000), (0, 70_000), (256, 32_768), Encoding((), -3.0, 1e-4)),
 ]
 
-Part = tuple[npt.NDArray[np.uint64], npt.NDArray[Any]]
+Rating = tuple[int, int, float]
 
 
-def draw(layout: Layout, n: int, seed: int, n_places: int) -> Part:
-    """Return cells and values of n ratings at up to n_places places of block (0, 0)."""
+def draw(layout: Layout, n: int, seed: int, n_places: int) -> tuple[Records, list[Rating]]:
+    """Return n ratings at up to n_places places of block (0, 0): a record in each row, and row, column and value."""
     rng = np.random.default_rng(seed)
     where = rng.integers(n_places, size=n)
     rows, cols = (rng.integers(cuts[1], size=n_places)[where] for cuts in (layout.row_cuts, layout.col_cuts))
     ratings = rng.choice(layout.encoding.table, n) if layout.encoding.table else rng.normal(0, 0.5, n).round(1) + 0.0
     values = layout.encoding.encode(ratings.astype(np.float32))
-    # A hash is an id, so that the number of an id is the id.
-    users, items = (Numbering(np.arange(cuts[-1], dtype=np.uint64)) for cuts in layout[:2])
-    sorter = Sorter(users, items, (Lines.of(layout.row_cuts), Lines.of(layout.col_cuts)), layout)
-    found = sorter.sort(rows.astype(np.uint64), cols.astype(np.uint64), values, np.ones(n, dtype=np.bool_))
-    assert found is not None
-    bounds, records = found
+    sorter = Sorter((Lines.of(layout.row_cuts), Lines.of(layout.col_cuts)), layout)
+    bounds, records = sorter.sort(rows.astype(np.uint32), cols.astype(np.uint32), values, np.ones(n, dtype=np.bool_))
     assert bounds.tolist() == [0, *[n] * (2 * layout.shape.rows * layout.shape.cols)]
-    return split_records(records, layout)
+    ratings = zip(rows.tolist(), cols.tolist(), layout.encoding.decode(values).tolist(), strict=True)
+    return records.reshape(n, Format.of(layout).n_bytes), list(ratings)
 
 
 def read(data: bytes, layout: Layout, n: int) -> list[tuple[int, int, float]]:
@@ -78,15 +75,6 @@ def read_groups(data: bytes, layout: Layout, n: int) -> list[list[tuple[int, int
     return groups
 
 
-def triples(part: Part, layout: Layout) -> list[tuple[int, int, float]]:
-    cells, values = part
-    height, width = layout.tile_shape
-    tile, place = np.divmod(cells.astype(np.int64), height * width)
-    tile_row, tile_col = np.divmod(tile, layout.tiles(BlockKey(0, 0))[1])
-    rows, cols = tile_row * height + place // width, tile_col * width + place % width
-    return list(zip(rows.tolist(), cols.tolist(), layout.encoding.decode(values).tolist(), strict=True))
-
-
 @given(
     st.sampled_from(LAYOUTS),
     st.integers(0, 200),
@@ -99,11 +87,10 @@ def test_sort_part__does_not_depend_on_the_order(
 ) -> None:
     if duplicates == "mean":
         layout = layout._replace(encoding=layout.encoding._replace(table=()))
-    cells, values = draw(layout, n, seed, n_places)
-    given_ratings = triples((cells, values), layout)
-    part = sort_part(cells.copy(), values.copy(), BlockKey(0, 0), layout, duplicates)
+    records, given_ratings = draw(layout, n, seed, n_places)
+    part = sort_part(records.ravel(), BlockKey(0, 0), layout, duplicates)
     order = np.random.default_rng(seed).permutation(n)
-    assert sort_part(cells[order], values[order], BlockKey(0, 0), layout, duplicates) == part
+    assert sort_part(records[order].ravel(), BlockKey(0, 0), layout, duplicates) == part
     found = read(part.data, layout, part.moments.n)
     pairs = {rating[:2] for rating in given_ratings}
     assert part.n_duplicates == n - len(pairs)
@@ -119,22 +106,23 @@ def test_sort_part__does_not_depend_on_the_order(
         assert [rating[:2] for rating in given_ratings].count(part.duplicate) > 1
 
 
-def test_sort_part__sorts_cells_too_far_apart_for_one_integer(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = LAYOUTS[2]
-    records = draw(layout, 500, 1, 300)
-    expected = sort_part(*records, BlockKey(0, 0), layout, "keep")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sort_part__sorts_records_too_wide_for_one_integer(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, ratings = draw(layout, 500, 1, 300)
+    expected = sort_part(records.ravel(), BlockKey(0, 0), layout, "keep")
+    assert sorted(read(expected.data, layout, 500)) == sorted(ratings)
     calls = []
-    argsort = np.argsort
-    monkeypatch.setattr(tiles.np, "argsort", lambda *args: calls.append(args) or argsort(*args))
-    monkeypatch.setattr(tiles, "SORT_BITS", 20)
-    assert sort_part(*records, BlockKey(0, 0), layout, "keep") == expected
+    lexsort = np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda *args: calls.append(args) or lexsort(*args))
+    monkeypatch.setattr(distmf.records, "WORD_BYTES", 3)
+    assert sort_part(records.ravel(), BlockKey(0, 0), layout, "keep") == expected
     assert calls
 
 
 @pytest.mark.parametrize("n_places", [400, 4000])
 def test_sort_part__makes_groups_of_one_row_and_different_columns(n_places: int) -> None:
     layout = Layout((0, 30), (0, 300), (16, 128), Encoding((1.0, 2.0, 4.5)))
-    part = sort_part(*draw(layout, 1000, 0, n_places), BlockKey(0, 0), layout, "keep")
+    part = sort_part(draw(layout, 1000, 0, n_places)[0].ravel(), BlockKey(0, 0), layout, "keep")
     groups = read_groups(part.data, layout, 1000)
     order = []
     for group in groups:
@@ -150,8 +138,9 @@ def test_sort_part__makes_groups_of_one_row_and_different_columns(n_places: int)
 def test_sort_part__makes_groups_as_large_as_can_be() -> None:
     layout = Layout((0, 2), (0, 300), (256, 256), Encoding((1.0,)))
     pairs = [(0, col) for col in range(11)] + [(1, 7)] * 3 + [(1, 8)]
-    cells = np.array([row << 8 | col for row, col in pairs], dtype=np.uint64)
-    part = sort_part(cells, np.zeros(len(pairs), dtype=np.uint8), BlockKey(0, 0), layout, "keep")
+    assert Format.of(layout).n_bytes == 4  # three of the cell, of which tiles take two, and one of the value
+    cells = np.array([row << 8 | col for row, col in pairs])
+    part = sort_part((cells << 8).astype("<u4").view(np.uint8), BlockKey(0, 0), layout, "keep")
     sizes = [(group[0][0], len(group)) for group in read_groups(part.data, layout, len(pairs))]
     assert sizes == [(0, 4), (0, 4), (0, 2), (1, 2), (0, 1), (1, 1), (1, 1)]
 
