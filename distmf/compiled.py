@@ -39,8 +39,11 @@ def compiled(*parameters: Any) -> Callable[[Callable[..., Any]], Callable[..., A
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        # The linker sees the name, the module, the types of the arguments, and a number that two processes may each
+        # give to another function: what the name does not tell apart, it would take one for the other.
+        function.__qualname__ += f"{parameters}"
         dispatcher: Any = nb.njit(nogil=True, error_model="numpy")(function)
-        dispatcher._cache = _KeptCode(f"{function.__module__}.{function.__qualname__}{parameters}")
+        dispatcher._cache = _KeptCode(f"{function.__module__}.{function.__qualname__}")
         return dispatcher  # type: ignore[no-any-return]
 
     return decorate
