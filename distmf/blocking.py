@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
-from distmf.counting import COUNTS, Settings, Sides, Values, count_ratings, merge_counts
+from distmf.counting import COUNTS, SIDES, Settings, Values, count_ratings, merge_counts
 from distmf.encoding import Encoding
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
@@ -39,11 +39,11 @@ from distmf.ratings import LARGEST, Batch, Columns, Reading, open_ratings
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
+from distmf.tables import string_bytes, write_ids
 from distmf.tiles import Duplicates
 
 SPANS = 32  # of the input, at least: each is a task of either pass, and what a restart need not do again …
 SMALLEST_SPAN, LARGEST_SPAN = 1 << 20, 1 << 26  # … of about this many ratings
-IDS_AT_ONCE = 1 << 20
 TRANSIENT = COUNTS, RUNS  # in the folder while it is written
 
 logger = logging.getLogger(__name__)
@@ -133,17 +133,20 @@ def block_ratings(
         "rank": int(rank),
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
-        portions = Portions.within(limit, engine.n_slots, ratings.n_rows) if engine.shares_memory else Portions()
+        portions = Portions()
+        if engine.shares_memory:
+            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, ratings.string_bytes())
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         spans = ratings.spans(min(max(ratings.n_rows // SPANS, SMALLEST_SPAN), LARGEST_SPAN))
         reading = Reading(portions.kept)
         counted = count_ratings(engine, spans, reading, settings, folder, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
-        if not all(folder.fs.isfile(folder.child(name)) for name in KIND.tables):
-            counts = merge_counts(engine, folder, counted, portions)
-            _write_ids(folder, counts, (ratings.id_types[user], ratings.id_types[item]), settings)
-            del counts
+        salts = settings.user_salt, settings.item_salt
+        for name, side, column, salt in zip(KIND.tables, SIDES, (user, item), salts, strict=True):
+            if not folder.fs.isfile(folder.child(name)):
+                counts = merge_counts(engine, folder, counted, side, portions)
+                write_ids(folder, name, ratings.id_types[column], salt, counts)
         folder.remove(COUNTS)
         sides = _read_counts(folder)
         if not sides[0].any():
@@ -152,9 +155,12 @@ def block_ratings(
         shape = Shape(*grid) if grid else choose_shape(n_users, n_items, ratings.n_rows, rank, budget, engine.n_slots)
         layout = _layout(*sides, values, settings, shape)
         if engine.shares_memory:
-            others = blocking_bytes(portions._replace(kept=0), n_users + n_items, 0, engine.n_slots)
+            n_bytes = values.moments.n * sum(dtype.itemsize for dtype in layout.dtypes)
+            n_ratings, strings = values.moments.n, string_bytes(folder)
+            sizes = Sizes.expected(n_users, n_items, rank, shape, n_ratings, n_bytes, strings)
+            others = blocking_bytes(portions._replace(kept=0), sizes.id_bytes, 0, engine.n_slots)
             portions = portions._replace(kept=reading.shrink(limit - others.total))
-            fitting = _fit(layout, values, rank, engine.n_slots, limit, portions, given=grid is not None)
+            fitting = _fit(sizes, engine.n_slots, limit, portions, given=grid is not None)
             layout = layout if fitting == shape else _layout(*sides, values, settings, fitting)
         del sides
         runs = scatter_ratings(engine, spans, reading, settings, layout, folder, portions)
@@ -248,15 +254,15 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
         )
     settings = Settings(seed, 0.0, "keep")
-    counts = Sides(
-        IdCounts.of_range(rows, matrix.shape[0], settings.user_salt),
-        IdCounts.of_range(cols, matrix.shape[1], settings.item_salt),
-    )
+    salts = settings.user_salt, settings.item_salt
+    sides = zip((rows, cols), matrix.shape, salts, strict=True)
+    users, items = (IdCounts.of_range(numbers, n, salt) for numbers, n, salt in sides)
     found = Values((), float(values.min()), float(values.max()), Moments.of(values))
-    layout = _layout(counts.users.counts, counts.items.counts, found, settings, Shape(1, 1))
+    layout = _layout(users.counts, items.counts, found, settings, Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
-        _write_ids(folder, counts, (pa.int64(), pa.int64()), settings)
+        for name, counts, salt in zip(KIND.tables, (users, items), salts, strict=True):
+            write_ids(folder, name, pa.int64(), salt, [counts])
         places = Places.read(folder, folder.checksums(KIND.tables), settings, layout)
         offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")
         runs = [(f"{RUNS}/0", offset) for offset in offsets]
@@ -276,9 +282,7 @@ def _read_counts(folder: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return users, items
 
 
-def _fit(
-    layout: Layout, values: Values, rank: int, threads: int, limit: int, portions: Portions, *, given: bool
-) -> Shape:
+def _fit(sizes: Sizes, threads: int, limit: int, portions: Portions, *, given: bool) -> Shape:
     """Return the grid on which blocking and training fit in `limit` bytes: with more row blocks, if it is not `given`.
 
     Raises
@@ -286,10 +290,8 @@ def _fit(
     MemoryBudgetError
         If blocking does not fit. If it does, and training does not, the blocks may still be trained elsewhere.
     """
-    n_bytes = values.moments.n * sum(dtype.itemsize for dtype in layout.dtypes)
-    sizes = Sizes.expected(layout.row_cuts[-1], layout.col_cuts[-1], rank, layout.shape, values.moments.n, n_bytes)
-    finer = layout.shape if given else finer_rows(sizes, threads, limit, portions) or layout.shape
-    if finer != layout.shape:
+    finer = sizes.shape if given else finer_rows(sizes, threads, limit, portions) or sizes.shape
+    if finer != sizes.shape:
         logger.info("a grid of %d × %d blocks, so that training fits in %s", *finer, format_bytes(limit))
     check_blocking(sizes.on(finer), threads, limit, portions)
     return finer
@@ -313,21 +315,6 @@ def _layout(
         tile_shape(len(users), len(items), moments.n),
         Encoding.choose(distinct, values.low, values.high, moments.std, moments.n),
     )
-
-
-def _write_ids(folder: Folder, counts: Sides, types: tuple[pa.DataType, pa.DataType], settings: Settings) -> None:
-    """Write the ids and their counts in the order of their numbers."""
-    salts = settings.user_salt, settings.item_salt
-    for name, side, id_type, salt in zip(KIND.tables, counts, types, salts, strict=True):
-        schema = pa.schema({"id": id_type, "count": pa.int64()})
-        folder.write_table(name, schema, _id_batches(side, schema, salt))
-
-
-def _id_batches(counts: IdCounts, schema: pa.Schema, salt: np.uint64) -> Iterator[pa.RecordBatch]:
-    for begin in range(0, len(counts.hashes), IDS_AT_ONCE):
-        end = begin + IDS_AT_ONCE
-        ids = counts.raw_ids(schema.field("id").type, salt, begin, end)
-        yield pa.record_batch([ids, counts.counts[begin:end]], schema=schema)
 
 
 def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, row_blocks: Sequence[RowBlock]) -> None:

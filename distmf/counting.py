@@ -9,8 +9,8 @@ time, not by the number of ids.
 
 import itertools
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import pyarrow as pa
 from dask._task_spec import Task
 from dask.typing import Key
 
+from distmf.buffers import give_back_idle_memory
 from distmf.engine import Engine, Graph, new_token, run_through_losses
 from distmf.filesystem import opened
 from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, mix, salt
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 MAX_CODES = 256  # distinct ratings that fit in one byte
 MAX_BUCKETS = 256
 COUNTS = "counts"
-SIDES = "users", "items"
+Side = Literal["users", "items"]
+SIDES: tuple[Side, Side] = ("users", "items")
 
 
 class Settings(NamedTuple):
@@ -99,13 +101,6 @@ class Values(NamedTuple):
 
 def _codes(distinct: list[float]) -> tuple[float, ...]:
     return tuple(distinct) if len(distinct) <= MAX_CODES else ()
-
-
-class Sides(NamedTuple):
-    """The counts of both sides."""
-
-    users: IdCounts
-    items: IdCounts
 
 
 class Counted(NamedTuple):
@@ -237,22 +232,24 @@ def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
             out.write_batch(batch.slice(begin, end - begin))
 
 
-def merge_counts(engine: Engine, folder: Folder, counted: Sequence[Counted], portions: Portions) -> Sides:
-    """Return the counts of all spans together: 16 bytes for each id, and the ids if they are strings."""
-    n_buckets, token = _n_buckets(sum(span.values.moments.n for span in counted), portions), new_token()
-    tasks: dict[Key, Any] = {}
-    groups: list[list[Key]] = []
-    for n, side in enumerate(SIDES):
-        n_counts = sum(file[n] for span in counted for file in span.files)
-        n_groups = min(n_buckets, -(-n_counts // portions.counts))
-        edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
-        names = [_file(span, number, side) for span, found in enumerate(counted) for number in range(len(found.files))]
-        groups.append([(f"merge-{side}-{token}", group) for group in range(n_groups)])
-        for key, begin, end in zip(groups[-1], edges[:-1], edges[1:], strict=True):
-            tasks[key] = Task(key, _merge_buckets, folder, names, begin, end)
-    keys = [key for group in groups for key in group]
-    found = dict(zip(keys, run_through_losses(engine, Graph(tasks), keys), strict=True))
-    return Sides(*(IdCounts.joined([found.pop(key) for key in group]) for group in groups))
+def merge_counts(
+    engine: Engine, folder: Folder, counted: Sequence[Counted], side: Side, portions: Portions
+) -> Iterator[IdCounts]:
+    """Yield the counts of one side of all spans together, by ascending hash: as much at a time as is merged at once."""
+    n_buckets = _n_buckets(sum(span.values.moments.n for span in counted), portions)
+    n_counts = sum(file[SIDES.index(side)] for span in counted for file in span.files)
+    n_groups = min(n_buckets, -(-n_counts // portions.counts))
+    edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
+    names = [_file(span, number, side) for span, found in enumerate(counted) for number in range(len(found.files))]
+    ranges = list(itertools.pairwise(edges))
+    for first in range(0, n_groups, engine.n_slots):
+        token, some = new_token(), ranges[first : first + engine.n_slots]
+        keys: list[Key] = [(f"merge-{side}-{token}", n) for n in range(len(some))]
+        tasks: dict[Key, Any] = {
+            key: Task(key, _merge_buckets, folder, names, *edges) for key, edges in zip(keys, some, strict=True)
+        }
+        yield from run_through_losses(engine, Graph(tasks), keys)
+        give_back_idle_memory()
 
 
 def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> IdCounts:

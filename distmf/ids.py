@@ -196,12 +196,11 @@ class IdCounts(NamedTuple):
     counts: Numbers
     ids: pa.Array | None
 
-    def raw_ids(self, id_type: pa.DataType, salt: np.uint64, begin: int = 0, end: int | None = None) -> pa.Array:
-        """Return the ids, or some of them, of a type; `salt` is that of the hashes."""
+    def raw_ids(self, id_type: pa.DataType, salt: np.uint64) -> pa.Array:
+        """Return the ids, of a type; `salt` is that of the hashes."""
         if self.ids is not None:
-            return self.ids[begin:end]
-        numbers = (unmix(self.hashes[begin:end]) ^ salt).view(np.int64)
-        return pa.array(numbers.astype(id_type.to_pandas_dtype()))
+            return self.ids
+        return pa.array((unmix(self.hashes) ^ salt).view(np.int64).astype(id_type.to_pandas_dtype()))
 
     @classmethod
     def of(cls, ids: Ids, is_train: npt.NDArray[np.bool_]) -> Self:
@@ -238,13 +237,6 @@ class IdCounts(NamedTuple):
             _refuse_collisions(hashes, ids)
             ids = ids.filter(pa.array(is_first))
         return cls(hashes[is_first], counts, ids)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Return the counts of parts of which each has higher hashes than those before."""
-        ids = None if parts[0].ids is None else pa.concat_arrays([part.ids for part in parts])
-        hashes, counts = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-        return cls(hashes, counts, ids)
 
 
 def _tally(hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> tuple[Hashes, Numbers]:

@@ -14,21 +14,25 @@ from distmf.errors import MemoryBudgetError
 from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
+from distmf.tables import string_bytes
 
 COMPILER = 24 << 20  # while it makes the kernel
 LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
-ID_BYTES = 48  # of an integer id while a model is put in the order of the ids
+ID_BYTES = 48  # of an id while a model is put in the order of the ids, besides the string
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once
 SMALLEST_PORTION = 1 << 15
 DEFAULT_SHARE = 0.8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
-BATCH_BYTES = 100  # of a rating on its way through either pass: decoded, hashed, located, sorted
-KEPT_BYTES = 20  # of a rating that is kept: two 64-bit ids, and its value
-COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
+BATCH_BYTES = 100  # of a rating on its way through either pass, besides strings: decoded, hashed, located, sorted
+BATCH_STRINGS = 4  # times that the strings of a rating are there: as they are decoded, converted, joined, and for a run
+KEPT_BYTES = 20  # of a rating that is kept, besides strings: two 64-bit ids, and its value
+COUNT_BYTES = 80  # of a count of an id, besides the string: in parts, and while they are merged
+COUNT_STRINGS = 4  # times that the string of a count is there
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
 SORT_BYTES = 200  # of a rating of the block that is put in order
 NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
+ID_STRINGS = 3  # times that the string of an id is there while a model is put together
 BALANCE = 1.2  # the largest block over the mean: blocks are balanced by a random permutation
 
 
@@ -47,6 +51,8 @@ class Sizes(NamedTuple):
         Bytes of ratings.
     n_ratings : int
         Their number.
+    string_bytes : int
+        Of the ids of users and items that are strings.
     """
 
     n_users: int
@@ -58,6 +64,7 @@ class Sizes(NamedTuple):
     largest_block: int
     all_blocks: int
     n_ratings: int
+    string_bytes: int = 0
 
     @classmethod
     def of(cls, blocks: Blocks, rank: int) -> "Sizes":
@@ -66,19 +73,29 @@ class Sizes(NamedTuple):
         tallest, widest = (int(np.diff(cuts).max()) for cuts in blocks.layout[:2])
         n_ratings = blocks.n_ratings + blocks.n_holdout
         shape, n_bytes = blocks.shape, sum(lengths)
-        return cls(blocks.n_users, blocks.n_items, rank, shape, tallest, widest, max(lengths), n_bytes, n_ratings)
+        sides = blocks.n_users, blocks.n_items
+        strings = string_bytes(blocks.folder)
+        return cls(*sides, rank, shape, tallest, widest, max(lengths), n_bytes, n_ratings, strings)
 
     @classmethod
-    def expected(cls, n_users: int, n_items: int, rank: int, shape: Shape, n_ratings: int, n_bytes: int) -> "Sizes":
+    def expected(
+        cls, n_users: int, n_items: int, rank: int, shape: Shape, n_ratings: int, n_bytes: int, string_bytes: int = 0
+    ) -> "Sizes":
         """Return the sizes on a grid that is not made yet."""
         row_lines, col_lines = -(-n_users // shape.rows), -(-n_items // shape.cols)
         largest = int(BALANCE * n_bytes) // (shape.rows * shape.cols)
         tallest, widest = int(BALANCE * row_lines), int(BALANCE * col_lines)
-        return cls(n_users, n_items, rank, shape, tallest, widest, largest, n_bytes, n_ratings)
+        return cls(n_users, n_items, rank, shape, tallest, widest, largest, n_bytes, n_ratings, string_bytes)
 
     def on(self, shape: Shape) -> "Sizes":
         """Return the sizes that are expected on another grid."""
-        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, self.n_ratings, self.all_blocks)
+        there = self.n_ratings, self.all_blocks, self.string_bytes
+        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)
+
+    @property
+    def id_bytes(self) -> int:
+        """What all ids take while they are counted and numbered."""
+        return NUMBERED_BYTES * (self.n_users + self.n_items)
 
     @property
     def largest_ratings(self) -> int:
@@ -99,12 +116,15 @@ class Portions(NamedTuple):
         Records that are read to be sorted, if a block has no more.
     kept : int
         Bytes of ratings, of all threads, that the first pass keeps for the second.
+    string : int
+        Bytes of an id that is a string.
     """
 
     batch: int = 1 << 20
     counts: int = 1 << 21
     records: int = 1 << 24
     kept: int = 0
+    string: int = 0
 
     @property
     def is_tight(self) -> bool:
@@ -112,17 +132,18 @@ class Portions(NamedTuple):
         return self[:3] != Portions()[:3]
 
     @classmethod
-    def within(cls, limit: int, threads: int, n_ratings: int = 0) -> "Portions":
+    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0) -> "Portions":
         """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
 
-        Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`.
+        Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`; if ids are
+        strings, they have about `string` bytes.
 
         Raises
         ------
         MemoryBudgetError
             If they would be so small that blocking takes forever.
         """
-        least = cls(*[SMALLEST_PORTION] * 3)
+        least = cls(SMALLEST_PORTION, SMALLEST_PORTION, SMALLEST_PORTION, string=string)
         needed = blocking_bytes(least, 0, 0, threads).total
         if needed > limit:
             raise MemoryBudgetError(
@@ -130,14 +151,23 @@ class Portions(NamedTuple):
                 f"{format_bytes(limit)}; take fewer threads, or allow more (--memory)"
             )
         share = ((limit - LIBRARIES) // threads - READER_BYTES) // 2  # the other half is for the ids
-        portions = cls(
-            *(
-                max(SMALLEST_PORTION, min(usual, share // n_bytes))
-                for usual, n_bytes in zip(cls()[:3], (BATCH_BYTES + 16, COUNT_BYTES, 4 * RECORD_BYTES), strict=True)
-            )
+        n_bytes = least.batch_bytes + 16, least.count_bytes, 4 * RECORD_BYTES
+        batch, counts, records = (
+            max(SMALLEST_PORTION, min(usual, share // n)) for usual, n in zip(cls()[:3], n_bytes, strict=True)
         )
+        portions = cls(batch, counts, records, string=string)
         left = 0 if portions.is_tight else (limit - blocking_bytes(portions, 0, 0, threads).total) // 2
-        return portions._replace(kept=max(0, min(left, KEPT_BYTES * n_ratings)))
+        return portions._replace(kept=max(0, min(left, (KEPT_BYTES + 2 * string) * n_ratings)))
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of a rating of a batch."""
+        return BATCH_BYTES + BATCH_STRINGS * 2 * self.string
+
+    @property
+    def count_bytes(self) -> int:
+        """Of a count."""
+        return COUNT_BYTES + COUNT_STRINGS * self.string
 
 
 class BlockingBytes(NamedTuple):
@@ -148,7 +178,7 @@ class BlockingBytes(NamedTuple):
     libraries : int
         Python and what it imports.
     ids : int
-        All ids: integers; strings take their length and 8 bytes more, three times.
+        All ids, and their numbers.
     batches : int
         Ratings on their way through either pass.
     counts : int
@@ -173,13 +203,13 @@ class BlockingBytes(NamedTuple):
         return self.libraries + max(self.kept + passes, self.sorting)
 
 
-def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: int) -> BlockingBytes:
-    """Return what blocking needs: for so many ids, of users and items together, and ratings in the largest block."""
+def blocking_bytes(portions: Portions, id_bytes: int, largest_block: int, threads: int) -> BlockingBytes:
+    """Return what blocking needs: for ids that take so many bytes, and ratings in the largest block."""
     return BlockingBytes(
         LIBRARIES,
-        NUMBERED_BYTES * n_ids,
-        threads * (READER_BYTES + BATCH_BYTES * portions.batch),
-        threads * COUNT_BYTES * portions.counts,
+        id_bytes,
+        threads * (READER_BYTES + portions.batch_bytes * portions.batch),
+        threads * portions.count_bytes * portions.counts,
         portions.kept,
         threads * (RECORD_BYTES * max(portions.records, largest_block) + SORT_BYTES * largest_block),
     )
@@ -193,7 +223,7 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
     MemoryBudgetError
         If it does not fit in `limit`; the message says what would.
     """
-    needs = blocking_bytes(portions, sizes.n_users + sizes.n_items, sizes.largest_ratings, threads)
+    needs = blocking_bytes(portions, sizes.id_bytes, sizes.largest_ratings, threads)
     if needs.total > limit:
         raise MemoryBudgetError(
             f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} "
@@ -271,7 +301,7 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
     else:
         rows, columns = 2 * users, 2 * items
         model = 2 * (users + items)
-    model += ID_BYTES * max(sizes.n_users, sizes.n_items)
+    model += ID_BYTES * max(sizes.n_users, sizes.n_items) + ID_STRINGS * sizes.string_bytes
     copies = at_work * (row_block + col_block) + int(IDLE_SHARE * (rows + columns))
     reading = 2 * at_work * sizes.largest_block
     libraries = LIBRARIES + COMPILER
@@ -337,8 +367,7 @@ def finer_rows(sizes: Sizes, threads: int, limit: int, portions: Portions | None
         there = sizes.on(shape)
         fits = any(needs.total <= limit for needs in both_ways(there, threads, limit).values())
         if fits and portions:
-            n_ids = sizes.n_users + sizes.n_items
-            fits = blocking_bytes(portions, n_ids, there.largest_ratings, threads).total <= limit
+            fits = blocking_bytes(portions, sizes.id_bytes, there.largest_ratings, threads).total <= limit
         if fits:
             return shape
         if shape.rows >= min(MAX_BLOCKS, sizes.n_users):

@@ -4,7 +4,7 @@ Sorting the distinct hashes of ids numbers the ids: that is a random permutation
 the input, and looking a number up is a search in a sorted array of evenly spread values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,16 +98,24 @@ def _look_up(table, low, n, ids, numbers):
         numbers[t] = table[place] if place < np.uint64(len(table)) else n
 
 
-def number_ids(ids: Sequence[pa.Array], salt: np.uint64) -> Numbering:
+def number_ids(ids: Iterable[pa.Array], salt: np.uint64) -> Numbering:
     """Return the numbering of ids that are given piece by piece in the order of their numbers.
 
     `salt` is that of the hashes.
     """
-    if pa.types.is_integer(ids[0].type):
-        integers = np.concatenate([as_integers(piece) for piece in ids])
-        if len(integers) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(integers):
-            return CloseNumbering(integers)
-    return HashNumbering(np.concatenate([hash_ids(piece, salt) for piece in ids]))
+    integers: list[Numbers] = []
+    hashes: list[Hashes] = []
+    for piece in ids:  # of which strings are not kept
+        if pa.types.is_integer(piece.type):
+            integers.append(as_integers(piece))
+        else:
+            hashes.append(hash_ids(piece, salt))
+    if hashes:
+        return HashNumbering(np.concatenate(hashes))
+    numbers = np.concatenate(integers)
+    if len(numbers) < 2**32 and int(numbers.max()) - int(numbers.min()) < MAX_SPREAD * len(numbers):
+        return CloseNumbering(numbers)
+    return HashNumbering(hash_ids(pa.array(numbers), salt))
 
 
 class IdMap:

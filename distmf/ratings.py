@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError, StoreError
 from distmf.filesystem import display_name, explained, is_local, one_line, opened, path_type, read_range, url_to_fs
 
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
+SAMPLED_PIECES, SAMPLED_ROWS = 8, 1 << 12  # to see how long ids are
 REMOTE_BUFFER_BYTES = 1 << 23  # a request takes longer
 MAGIC = b"PAR1"
 LARGEST = 1e30  # beyond it, predictions would not fit into float32
@@ -109,6 +111,20 @@ class Ratings:
     def n_rows(self) -> int:
         """Number of ratings or pairs."""
         return sum(piece.n_rows for piece in self.pieces)
+
+    def string_bytes(self) -> int:
+        """Return about how many bytes an id takes, of the column of longer ones, if it is a string; else 0.
+
+        It is the mean of the first rows of a few files.
+        """
+        widths = {name: [0] for name, id_type in self.id_types.items() if not pa.types.is_integer(id_type)}
+        if widths:
+            for piece in self.pieces[:: -(-len(self.pieces) // SAMPLED_PIECES)]:
+                batch = next(read_piece(self, piece, SAMPLED_ROWS))
+                columns = dict(zip(self.columns.ids, batch, strict=False))
+                for name, found in widths.items():
+                    found.append(-(-columns[name].nbytes // len(batch.user)))
+        return max(map(max, widths.values()), default=0)
 
     def spans(self, n_rows: int) -> list["Ratings"]:
         """Return the ratings in parts of consecutive pieces, each of at least `n_rows` rows but for the last."""
@@ -203,6 +219,8 @@ def read_batches(ratings: Ratings, n_rows: int) -> Iterator[Batch]:
             if waiting and sum(len(other.rating) for other in waiting) + len(batch.rating) > n_rows:
                 yield _joined(waiting)
                 waiting = []
+                if n_rows < BATCH_ROWS:  # memory is scarce; allocators would keep twice what a batch needs
+                    give_back_idle_memory()
             waiting.append(batch)
     yield _joined(waiting)
 

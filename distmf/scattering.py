@@ -19,6 +19,7 @@ from distmf.numbering import Numbering, number_ids
 from distmf.ratings import Batch, Ratings, Reading
 from distmf.records import Lines, Sorter
 from distmf.store import Folder
+from distmf.tables import read_ids
 
 RUNS = "runs"
 
@@ -39,7 +40,7 @@ class Places(NamedTuple):
         """Return the places that the ids in a folder have in a layout."""
 
         def numbering(name: str, salt: np.uint64) -> Numbering:
-            return number_ids(folder.read_table(name, checksums[name], ["id"])["id"].chunks, salt)
+            return number_ids(read_ids(folder, name, checksums[name]), salt)
 
         users, items = map(numbering, KIND.tables, (settings.user_salt, settings.item_salt))
         return cls(users, items, Lines.of(layout.row_cuts), Lines.of(layout.col_cuts))

@@ -203,10 +203,20 @@ class Folder(NamedTuple):
     def read_table(self, name: str, checksum: int, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file, all of it or some columns, if it has this checksum."""
         data = self.read(name)
-        if zlib.crc32(data) != checksum:
-            raise StoreError(f"{self}: {name} does not match its checksum; restore it or make the folder again")
+        self._check(name, zlib.crc32(data), checksum)
         # In this thread alone: a thread of Arrow's that holds a Python object when the interpreter ends aborts it.
         return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+    def read_row_groups(self, name: str, checksum: int, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield some columns of a Parquet file, a row group at a time, if it has this checksum."""
+        self._check(name, self.checksums([name])[name], checksum)
+        with opened(self.fs, self.child(name)) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group, columns, use_threads=False)
+
+    def _check(self, name: str, found: int, checksum: int) -> None:
+        if found != checksum:
+            raise StoreError(f"{self}: {name} does not match its checksum; restore it or make the folder again")
 
     def checksums(self, names: Iterable[str]) -> dict[str, int]:
         """Return the checksum of each file."""

@@ -352,7 +352,7 @@ def test_block__goes_on_when_graphs_are_lost(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(ThreadEngine, "run", lose_every_other)
     blocks = block_ratings(source, tmp_path / "b", grid=(2, 3))
-    assert lost == [True, False] * 4  # count, merge counts, scatter, merge
+    assert lost == [True, False] * 5  # count, merge the counts of users, of items, scatter, merge
     assert files(Path(blocks.path)) == files(Path(expected.path))
     monkeypatch.setattr("distmf.engine.MAX_LOSSES", 1)
     with pytest.raises(GraphLostError):

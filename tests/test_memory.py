@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from distmf import MatrixFactorization, block_ratings, datasets, memory, open_blocks
@@ -28,6 +31,19 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give 2 million ratings of many users, so that factors take more than Python does."""
     folder = tmp_path_factory.mktemp("planted") / "r"
     datasets.planted_ratings(folder, 2_000_000, 300_000, 3_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named_ratings(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the same ratings, by users and of items whose ids are strings of 36 characters."""
+    folder = tmp_path_factory.mktemp("named")
+    for path in ratings.iterdir():
+        table = pq.read_table(path)
+        for n, name in enumerate(("user_id", "item_id")):
+            hashes = pc.multiply(table[name], 0x9E3779B97F4A7C15 >> 32)  # so that they look like those of a database
+            table = table.set_column(n, name, pc.utf8_lpad(hashes.cast(pa.string()), 36, "0"))
+        pq.write_table(table, folder / path.name)
     return folder
 
 
@@ -57,14 +73,18 @@ def peak_of(*arguments: Any) -> int:
     return peak
 
 
+@pytest.mark.parametrize("kind", ["integers", "strings"])
 @pytest.mark.parametrize(("threads", "limit"), [(1, "220 MiB"), (2, "270 MiB"), (2, "2 GiB")])
-def test_blocking__stays_under_the_plan(ratings: Path, tmp_path: Path, threads: int, limit: str) -> None:
+def test_blocking__stays_under_the_plan(
+    ratings: Path, named_ratings: Path, tmp_path: Path, kind: str, threads: int, limit: str
+) -> None:
+    ratings, string = (ratings, 0) if kind == "integers" else (named_ratings, 36 + 8)
     peak = peak_of("block", ratings, tmp_path / "b", "--threads", threads, "--memory", limit, "--rank", 8)
     blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
     largest = max(entry.n_train for entry in blocks.entries.values())
-    portions = Portions.within(n_bytes, threads, 2_000_000)
-    planned = blocking_bytes(portions, blocks.n_users + blocks.n_items, largest, threads).total
-    assert 0.3 * planned < peak < planned <= n_bytes
+    portions = Portions.within(n_bytes, threads, 2_000_000, string)
+    planned = blocking_bytes(portions, Sizes.of(blocks, 8).id_bytes, largest, threads).total
+    assert 0.25 * planned < peak < planned <= n_bytes
 
 
 @pytest.mark.parametrize(
@@ -86,6 +106,21 @@ def test_training__stays_under_the_plan(
     options = ["--rank", rank, "--epochs", 3, "--tol", 0, "--threads", 2, "--memory", limit]
     peak = peak_of("train", tmp_path / "b", tmp_path / "m", *options)
     assert 0.5 * plan.needs.total < peak < plan.needs.total <= parse_bytes(limit)
+
+
+def test_sizes__count_strings(ratings: Path, named_ratings: Path, tmp_path: Path) -> None:
+    sizes = []
+    for name, source in (("i", ratings), ("s", named_ratings)):
+        sizes.append(Sizes.of(block_ratings(source, tmp_path / name, grid=(4, 4)), 64))
+    n_ids = sizes[0].n_users + sizes[0].n_items
+    assert sizes[0].string_bytes == 0
+    assert 40 * n_ids < sizes[1].string_bytes < 56 * n_ids
+    assert sizes[1].on(Shape(8, 4)).string_bytes == sizes[1].string_bytes
+    some = sizes[1]._replace(string_bytes=0)
+    models = [training_bytes(size, 2, 0, rows_on_disk=True).model for size in (some, sizes[1])]
+    assert models[1] - models[0] == 3 * sizes[1].string_bytes
+    with pytest.raises(MemoryBudgetError, match=r"at least \d+\.\d MiB, but it may use 270\.0 MiB"):
+        Portions.within(parse_bytes("270 MiB"), 2, 0, string=108)
 
 
 def test_training_bytes__counts_every_term() -> None:

@@ -312,11 +312,16 @@ def test_read_piece__says_when_a_file_is_gone(folder: Path) -> None:
 def test_reading__keeps_what_there_is_room_for(tmp_path: Path) -> None:
     spans = []
     for number in range(3):
-        write(tmp_path / f"{number}.parquet", random_ratings(1000, 100, 50, seed=number), row_group_size=300)
+        table = random_ratings(1000, 100, 50, seed=number)
+        table = table.set_column(
+            0, "user_id", pa.array(table["user_id"].to_numpy() * 2**40)
+        )  # which 32 bits do not hold
+        write(tmp_path / f"{number}.parquet", table, row_group_size=300)
         spans.append(open_ratings(tmp_path / f"{number}.parquet", Columns()))
     expected = [list(read_batches(span, 400)) for span in spans]
     assert all(len(batches) > 1 for batches in expected)
-    n_bytes = sum(batch.n_bytes for batch in expected[0])
+    n_bytes = sum(batch.narrow().n_bytes for batch in expected[0])
+    assert sum(batch.n_bytes for batch in expected[0]) - n_bytes == pytest.approx(4 * 1000, abs=200)  # of item ids
     reading = Reading(2 * n_bytes + 100)
     for number, span in enumerate(spans):
         assert same(list(reading.first(number, span, 400)), expected[number])
@@ -337,6 +342,16 @@ def test_reading__keeps_what_there_is_room_for(tmp_path: Path) -> None:
 def same(left: list[Batch], right: list[Batch]) -> bool:
     """Return whether batches hold the same ratings in the same order."""
     return len(left) == len(right) and all(
-        a.user.equals(b.user) and a.item.equals(b.item) and np.array_equal(a.rating, b.rating)
+        a.user.equals(b.user) and a.item.cast(b.item.type).equals(b.item) and np.array_equal(a.rating, b.rating)
         for a, b in zip(left, right, strict=True)
     )
+
+
+def test_string_bytes__is_that_of_the_longer_ids(tmp_path: Path) -> None:
+    def string_bytes(users: list[Any], items: list[Any]) -> int:
+        columns = {"user_id": users, "item_id": items, "rating": [1.0] * len(users)}
+        return open_ratings(write(tmp_path / "r.parquet", columns), COLUMNS).string_bytes()
+
+    assert string_bytes([1, 2, 3], [4, 5, 6]) == 0
+    assert string_bytes([1, 2] * 500, ["a" * 20] * 1000) == 20 + 8
+    assert string_bytes(["a" * 30] * 1000, ["a" * 20, "b" * 40] * 500) == 30 + 8

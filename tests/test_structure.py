@@ -21,6 +21,7 @@ compiled vectors kernel store grid stepsize history threads cluster
 ids moments schedule ratings matrix factors lock engines
 numbering
 blocks jobs
+tables
 memory
 records tiles
 counting graph
