@@ -24,11 +24,12 @@ from distmf.engines import check_storage
 from distmf.errors import StoreError
 from distmf.factors import Saved
 from distmf.filesystem import explained
-from distmf.graph import Cost, State
+from distmf.graph import State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
 from distmf.stepsize import StepState
 from distmf.store import TEMPORARY, Folder, Kind, free_folder, refuse_nested, temporary_folder
+from distmf.tasks import Cost
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError
-from distmf.graph import Training
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, Hyperparameters
 from distmf.matrix import IsSet, not_nan
@@ -28,6 +27,7 @@ from distmf.model import KIND, Float32, Model, Recommendations
 from distmf.sizes import format_bytes
 from distmf.stepsize import START, StepRule
 from distmf.store import Folder, new_folder
+from distmf.tasks import Training
 from distmf.trainer import StopRules, Trainer, let_go
 
 logger = logging.getLogger(__name__)

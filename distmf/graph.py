@@ -1,4 +1,4 @@
-"""Strata -> a Dask task graph of a few epochs, a *generation*; and the tasks in it.
+"""Strata -> a Dask task graph of a few epochs, a *generation*.
 
 Block (i, j) needs the latest P_i and the latest Q_j and nothing else, so there is no barrier: a block starts as soon as
 both are there. Tasks are pure: they copy what they change, and may run twice.
@@ -13,8 +13,6 @@ next. At the end of some epochs the factor blocks are saved on the way, while ot
 """
 
 import itertools
-import math
-import time
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,101 +21,17 @@ import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
-from distmf import factors, kernel
-from distmf.blocks import PARTS, Blocks, Part
+from distmf import tasks
 from distmf.engine import SGD_NAMES, Graph
 from distmf.factors import First, Source
 from distmf.grid import BlockKey
-from distmf.kernel import FactorBlock, Hyperparameters
 from distmf.schedule import strata
-from distmf.stepsize import StepRule, StepState
-from distmf.store import Folder
+from distmf.stepsize import StepState
+from distmf.tasks import Cost, Passed, Training
 
 FIRST_FACTORS_STD = 0.1
 WAITING = "load-", "save-"  # how the names of tasks begin that mostly wait for a disk
 LEAD = 1  # sub-epochs that row blocks from the disk are loaded ahead
-
-
-class Cost(NamedTuple):
-    """Squared errors, summed or as a mean, in units of the ratings' scale squared."""
-
-    train: float
-    holdout: float
-
-    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-        return Cost(self.train + other.train, self.holdout + other.holdout)
-
-
-class Column(NamedTuple):
-    """A column block on its way.
-
-    Attributes
-    ----------
-    side : FactorBlock
-        Q_j and b_i.
-    cost, seconds : Cost, float
-        Of this epoch so far: squared errors, and time in kernels.
-    is_own : bool
-        Whether the task that gets it is the only one that ever will, and may change it.
-    """
-
-    side: FactorBlock
-    cost: Cost
-    seconds: float
-    is_own: bool = False
-
-
-class Visited(NamedTuple):
-    """A row block, and the column block that it was last visited with.
-
-    Attributes
-    ----------
-    rows : FactorBlock
-        P_i and b_u.
-    column : Column or None
-        None before the first visit.
-    is_own : bool
-        Whether the task that gets the row block is the only one that ever will, and may change it.
-    """
-
-    rows: FactorBlock
-    column: Column | None
-    is_own: bool = False
-
-
-class Passed(NamedTuple):
-    """An epoch that all columns have passed: its mean cost, and the seconds that were spent in kernels."""
-
-    cost: Cost
-    seconds: float
-
-
-class Training(NamedTuple):
-    """What stays the same from the first epoch to the last.
-
-    Attributes
-    ----------
-    blocks : Blocks
-        The ratings.
-    hyper : Hyperparameters
-        What the kernel needs.
-    rule : StepRule
-        How the step size goes on.
-    rank, seed : int
-        Number of latent factors; of all that is random.
-    folder : Folder or None
-        Where factor blocks are saved; None to keep them in memory, which only one process can.
-    rows_on_disk : bool
-        Whether row blocks lie in the folder, and each is in memory only from its first visit in an epoch to its last.
-    """
-
-    blocks: Blocks
-    hyper: Hyperparameters
-    rule: StepRule
-    rank: int
-    seed: int
-    folder: Folder | None = None
-    rows_on_disk: bool = False
 
 
 class State(NamedTuple):
@@ -233,7 +147,7 @@ class _Builder:
 
     def graph(self, lead: int | None) -> Graph:
         waiting = {key for key in self.tasks if isinstance(key, tuple) and str(key[0]).startswith(WAITING)}
-        return Graph(self.tasks, self.homes, self.steps, waiting, given_up, self.consumable, lead)
+        return Graph(self.tasks, self.homes, self.steps, waiting, tasks.given_up, self.consumable, lead)
 
 
 def build_generation(
@@ -287,17 +201,19 @@ def build_generation(
                 column = cols[block.col]
                 if at[block.col] != owner:
                     visited = column
-                    column = build.put("column", *where, call=column_of, args=[column], step=step, home=at[block.col])
+                    column = build.put(
+                        "column", *where, call=tasks.column_of, args=[column], step=step, home=at[block.col]
+                    )
                     if visited.key in build.consumable:  # not the state that the graph begins with
                         build.consumable[column.key] = (visited.key,)
                 if block.row not in rows:
                     source = [sources[block.row], constants]
                     rows[block.row] = build.put(
-                        "load-rows", *where[:3], call=load_rows, args=source, step=step - LEAD, home=owner
+                        "load-rows", *where[:3], call=tasks.load_rows, args=source, step=step - LEAD, home=owner
                     )
                 is_fresh = block.col in fresh
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
-                visited = build.put(SGD_NAMES[epoch % 2], *where, call=visit, args=args, step=step, home=owner)
+                visited = build.put(SGD_NAMES[epoch % 2], *where, call=tasks.visit, args=args, step=step, home=owner)
                 build.consumable[visited.key] = ()
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
@@ -308,13 +224,13 @@ def build_generation(
         end = (epoch + 1) * n_steps - 1
         passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
         args = [steps[epoch], passed[epoch - 1], constants]
-        steps[epoch + 1] = build.put("step", epoch + 1, call=next_step, args=args, step=end)
+        steps[epoch + 1] = build.put("step", epoch + 1, call=tasks.next_step, args=args, step=end)
         is_last = epoch + 1 == state.epoch + n_epochs
         if is_last or training.rows_on_disk or (training.folder and (epoch + 1) % save_every == 0):
             keep = is_last and not training.rows_on_disk
             saved = _save(build, constants, (rows, owners), (cols, at), epoch + 1, keep)
             snapshots[epoch + 1] = build.put(
-                "snapshot", epoch + 1, call=snapshot, args=[len(rows), *saved], step=end
+                "snapshot", epoch + 1, call=tasks.snapshot, args=[len(rows), *saved], step=end
             ).key
             if training.rows_on_disk:
                 sources, rows = [*saved[: len(rows)]], {}
@@ -346,7 +262,7 @@ def _column_owners(training: Training, epoch: int, owners: Sequence[Hashable]) -
 def _load_columns(build: _Builder, constants: TaskRef, state: State, at: Mapping[int, Hashable]) -> list[TaskRef]:
     """Add the tasks that begin with the column blocks of a state."""
     return [
-        build.put("load-column", n, call=load_column, args=[source, constants], home=at[n])
+        build.put("load-column", n, call=tasks.load_column, args=[source, constants], home=at[n])
         for n, source in enumerate(state.cols)
     ]
 
@@ -359,10 +275,12 @@ def _add_up(
     for col, owner in sorted(at.items()):
         by_owner[owner].append(col)
     parts = [
-        build.put("costs", epoch, n, call=costs_of, args=[owned, *[cols[col] for col in owned]], step=step, home=owner)
+        build.put(
+            "costs", epoch, n, call=tasks.costs_of, args=[owned, *[cols[col] for col in owned]], step=step, home=owner
+        )
         for n, (owner, owned) in enumerate(by_owner.items())
     ]
-    return build.put("epoch", epoch, call=total_cost, args=[constants, *parts], step=step)
+    return build.put("epoch", epoch, call=tasks.total_cost, args=[constants, *parts], step=step)
 
 
 def _save(
@@ -395,85 +313,7 @@ def _put_down(
     name, epoch, n = where
     file = f"factors/{epoch:06d}-{build.token}/{name}-{n:05d}.bin"
     args, step = [ref, name == "rows", constants, file, keep], build.steps[ref.key]
-    return build.put(f"save-{name}{when}", epoch, n, call=put_down, args=args, step=step, home=home)
-
-
-def load_rows(source: Source, training: Training) -> Visited:
-    """Return a row block before its first visit."""
-    return Visited(factors.fetch(source, training.folder, training.rank), None)
-
-
-def load_column(source: Source, training: Training) -> Column:
-    """Return a column block before its first visit."""
-    return Column(factors.fetch(source, training.folder, training.rank), Cost(0.0, 0.0), 0.0)
-
-
-def visit(
-    previous: Visited,
-    column: Column | Visited,
-    step: StepState,
-    training: Training,
-    block: BlockKey,
-    epoch: int,
-    is_fresh: bool,
-    upcoming: BlockKey | None,
-) -> Visited:
-    """Train on one block and return the updated row block and column block; the ones that came in stay as they are."""
-    if upcoming is not None:
-        training.blocks.prefetch(upcoming)
-    column = column_of(column)
-    rows = factors.thawed(previous.rows, is_own=previous.is_own)
-    cols = factors.thawed(column.side, is_own=column.is_own)
-    order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
-    ratings = training.blocks.read(block, "train")
-    start = time.perf_counter()
-    step_size = training.rule.step_size(step)
-    train = kernel.train_block(ratings, rows, cols, training.hyper, step_size, order)
-    cost = Cost(train, _measure(training, block, "holdout", rows, cols))
-    seconds = time.perf_counter() - start
-    if not is_fresh:
-        cost, seconds = column.cost + cost, column.seconds + seconds
-    return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
-
-
-def given_up(value: Visited | Column) -> Visited | Column:
-    """Return the row block or the column block of an earlier visit for a visit that may change it in place."""
-    return value._replace(is_own=True)
-
-
-def column_of(visited: Visited | Column) -> Column:
-    """Return the column block alone, so that nothing else moves on to the next row block."""
-    column = visited.column if isinstance(visited, Visited) else visited
-    assert column is not None
-    return column
-
-
-def put_down(value: Visited | Column, is_rows: bool, training: Training, file: str, keep: bool) -> Source:
-    """Return a row block or a column block as the next generation takes it, saved if there is a folder for it."""
-    side = value.rows if is_rows and isinstance(value, Visited) else column_of(value).side
-    return factors.save(side, training.folder, file, training.rank, keep=keep) if training.folder else side
-
-
-def snapshot(n_row_blocks: int, *sources: Source) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """Return the sources of the row blocks and of the column blocks, once all are there."""
-    return sources[:n_row_blocks], sources[n_row_blocks:]
-
-
-def costs_of(owned: Sequence[int], *columns: Visited | Column) -> list[tuple[int, Cost, float]]:
-    """Return column number, cost and seconds of some columns at the end of an epoch."""
-    pairs = zip(owned, map(column_of, columns), strict=True)
-    return [(col, column.cost, column.seconds) for col, column in pairs]
-
-
-def total_cost(training: Training, *parts: list[tuple[int, Cost, float]]) -> Passed:
-    """Return the means of the squared errors seen on the way through an epoch, added up in the order of the columns."""
-    columns = sorted(column for part in parts for column in part)
-    return Passed(mean_cost(training, *[cost for _, cost, _ in columns]), sum(seconds for _, _, seconds in columns))
-
-
-def next_step(step: StepState, passed: Passed | None, training: Training) -> StepState:
-    """Return the step size of the epoch after `step`'s, given the mean cost of the epoch before it."""
-    return training.rule.next(step, None if passed is None else passed.cost.train)
+    return build.put(f"save-{name}{when}", epoch, n, call=tasks.put_down, args=args, step=step, home=home)
 
 
 def build_measurement(training: Training, state: State, token: str, owners: Sequence[Hashable]) -> tuple[Graph, Key]:
@@ -482,30 +322,11 @@ def build_measurement(training: Training, state: State, token: str, owners: Sequ
     constants = build.keep("training", value=training)
     cols = _load_columns(build, constants, state, _column_owners(training, state.epoch, owners))
     rows = [
-        build.put("load-rows", n, call=load_rows, args=[source, constants], step=n - LEAD, home=owners[n])
+        build.put("load-rows", n, call=tasks.load_rows, args=[source, constants], step=n - LEAD, home=owners[n])
         for n, source in enumerate(state.rows)
     ]
     costs = []
     for key in sorted(training.blocks.entries):
         args = [rows[key.row], cols[key.col], constants, key]
-        costs.append(build.put("measure", *key, call=measure, args=args, step=key.row, home=owners[key.row]))
-    return build.graph(_lead(training)), build.put("measured", call=mean_cost, args=[constants, *costs]).key
-
-
-def measure(rows: Visited, column: Column, training: Training, block: BlockKey) -> Cost:
-    """Return the squared errors of one block."""
-    return Cost(*(_measure(training, block, part, rows.rows, column.side) for part in PARTS))
-
-
-def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock, cols: FactorBlock) -> float:
-    if part == "holdout" and not training.blocks.entries[block].n_holdout:
-        return 0.0
-    ratings = training.blocks.read(block, part)
-    return kernel.measure_block(ratings, rows, cols, training.hyper)
-
-
-def mean_cost(training: Training, *costs: Cost) -> Cost:
-    """Return the means over all ratings to train on and all held out, given sums over parts of them."""
-    train, holdout = (sum(part) for part in zip(*costs, strict=True))
-    n_holdout = training.blocks.n_holdout
-    return Cost(train / training.blocks.n_ratings, holdout / n_holdout if n_holdout else math.nan)
+        costs.append(build.put("measure", *key, call=tasks.measure, args=args, step=key.row, home=owners[key.row]))
+    return build.graph(_lead(training)), build.put("measured", call=tasks.mean_cost, args=[constants, *costs]).key

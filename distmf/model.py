@@ -22,13 +22,14 @@ from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
 from distmf.filesystem import is_local
-from distmf.graph import State, Training
+from distmf.graph import State
 from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
 from distmf.store import Folder, Kind
+from distmf.tasks import Training
 
 KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16

@@ -20,23 +20,14 @@ from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.engine import new_token
 from distmf.factors import First, frozen, thawed
-from distmf.graph import (
-    Column,
-    Generation,
-    ReadAhead,
-    State,
-    Training,
-    Visited,
-    build_generation,
-    column_of,
-    visit,
-)
+from distmf.graph import Generation, ReadAhead, State, build_generation
 from distmf.grid import BlockKey, Shape, bytes_per_line, tile_shape
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from distmf.moments import Moments
 from distmf.records import group
 from distmf.stepsize import StepRule
 from distmf.store import Folder
+from distmf.tasks import Column, Training, Visited, column_of, visit
 
 MAX_RATINGS = 1_000_000  # of a synthetic block
 MAX_FACTOR_BYTES = 128 << 20  # of all factors
@@ -271,7 +262,7 @@ def hollow_generation(
 def _visit_nothing(
     pause: Callable[[], None] | None, previous: Visited, column: Column | Visited, *others: Any
 ) -> Visited:
-    """Stand in for `graph.visit`; the seconds of the pauses add up in the column."""
+    """Stand in for `tasks.visit`; the seconds of the pauses add up in the column."""
     start, column = time.perf_counter(), column_of(column)
     if pause is not None:
         pause()

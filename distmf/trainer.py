@@ -25,20 +25,12 @@ from distmf.checkpoint import Checkpoint, Progress
 from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
-from distmf.graph import (
-    Cost,
-    Generation,
-    ReadAhead,
-    State,
-    Training,
-    build_generation,
-    build_measurement,
-    first_state,
-)
+from distmf.graph import Generation, ReadAhead, State, build_generation, build_measurement, first_state
 from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
 from distmf.stepsize import StepState
 from distmf.store import Folder
+from distmf.tasks import Cost, Training
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from distmf import MatrixFactorization, always, factors, graph, kernel, non_negative, not_nan
+from distmf import MatrixFactorization, always, factors, graph, kernel, non_negative, not_nan, tasks
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.errors import RatingsError
@@ -139,10 +139,10 @@ def test_defect__samples_shuffled_once_and_not_each_epoch(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("shift", [0, 1000])
 def test_defect__factors_initialised_at_the_scale_of_the_mean(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    first: list[tuple[graph.Training, graph.State]] = []
+    first: list[tuple[tasks.Training, graph.State]] = []
     original = graph.first_state
 
-    def first_state(training: graph.Training) -> graph.State:
+    def first_state(training: tasks.Training) -> graph.State:
         first.append((training, original(training)))
         return first[0][1]
 

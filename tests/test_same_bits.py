@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distmf import MatrixFactorization, block_ratings, graph
+from distmf import MatrixFactorization, block_ratings, graph, tasks
 from distmf.engine import Engine, Graph
 from distmf.filesystem import url_to_fs
 from distmf.kernel import FactorBlock
@@ -156,14 +156,14 @@ def test_visit__is_pure(tmp_path: Path) -> None:
     training = mf._training(blocks)
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
-    row, column = graph.load_rows(state.rows[block.row], training), graph.load_column(state.cols[block.col], training)
+    row, column = tasks.load_rows(state.rows[block.row], training), tasks.load_column(state.cols[block.col], training)
     arguments = row, column, state.step, training, block, 3, True, None
 
     def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
         return [array.copy() for array in side]
 
     before = arrays(row.rows), arrays(column.side)
-    first, again = (graph.visit(*arguments) for _ in range(2))
+    first, again = (tasks.visit(*arguments) for _ in range(2))
     assert first.column is not None
     assert again.column is not None
     assert first.column.cost == again.column.cost

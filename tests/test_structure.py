@@ -24,7 +24,7 @@ blocks jobs
 tables
 memory
 records tiles
-counting graph
+counting tasks graph
 scattering
 merging
 blocking

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distmf import Blocks, MatrixFactorization, block_ratings, graph, kernel, trainer
+from distmf import Blocks, MatrixFactorization, block_ratings, kernel, tasks, trainer
 from distmf.errors import DivergedError, NotFittedError
 from distmf.trainer import _is_steady
 from tests.helpers import files, random_ratings, write
@@ -54,13 +54,13 @@ def test_fit__stops_at_the_target_and_means_it(blocks: Blocks) -> None:
 def test_fit__ends_a_generation_when_what_comes_does_not_count(
     options: dict[str, Any], blocks: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, visited = graph.visit, []
+    original, visited = tasks.visit, []
 
-    def visit(*arguments: Any) -> graph.Visited:
+    def visit(*arguments: Any) -> tasks.Visited:
         visited.append(arguments[5])
         return original(*arguments)
 
-    monkeypatch.setattr(graph, "visit", visit)
+    monkeypatch.setattr(tasks, "visit", visit)
     mf = MatrixFactorization(8, **{"epochs": 200, **options}).fit(blocks, checkpoint=tmp_path / "c", threads=2)
     n_blocks, n_counted = len(blocks.entries), len(mf.history_) + mf.history_.rollbacks
     assert n_blocks * n_counted <= len(visited) < n_blocks * (n_counted + 2)
