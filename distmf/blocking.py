@@ -35,7 +35,8 @@ from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.memory import Portions, Sizes, blocking_bytes, check_blocking, finer_rows, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.moments import Moments
-from distmf.ratings import LARGEST, Batch, Columns, Reading, open_ratings
+from distmf.ratings import LARGEST, Batch, Columns, open_ratings
+from distmf.reading import Reading
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder

@@ -25,7 +25,8 @@ from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
 from distmf.moments import Moments
-from distmf.ratings import Batch, Ratings, Reading
+from distmf.ratings import Batch, Ratings
+from distmf.reading import Reading
 from distmf.store import Folder
 from distmf.tiles import Duplicates
 

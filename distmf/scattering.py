@@ -16,7 +16,8 @@ from distmf.errors import RatingsError
 from distmf.jobs import run_stage
 from distmf.memory import Portions
 from distmf.numbering import Numbering, number_ids
-from distmf.ratings import Batch, Ratings, Reading
+from distmf.ratings import Batch, Ratings
+from distmf.reading import Reading
 from distmf.records import Lines, Sorter
 from distmf.store import Folder
 from distmf.tables import read_ids

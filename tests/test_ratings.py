@@ -14,7 +14,8 @@ import pytest
 
 from distmf import ratings as module
 from distmf.errors import RatingsError
-from distmf.ratings import Batch, Columns, Reading, open_ratings, read_batches, read_ids, read_piece
+from distmf.ratings import Batch, Columns, open_ratings, read_ids, read_piece
+from distmf.reading import Reading, narrowed, read_batches
 from tests.helpers import random_ratings, write
 
 COLUMNS = Columns()
@@ -320,7 +321,7 @@ def test_reading__keeps_what_there_is_room_for(tmp_path: Path) -> None:
         spans.append(open_ratings(tmp_path / f"{number}.parquet", Columns()))
     expected = [list(read_batches(span, 400)) for span in spans]
     assert all(len(batches) > 1 for batches in expected)
-    n_bytes = sum(batch.narrow().n_bytes for batch in expected[0])
+    n_bytes = sum(narrowed(batch).n_bytes for batch in expected[0])
     assert sum(batch.n_bytes for batch in expected[0]) - n_bytes == pytest.approx(4 * 1000, abs=200)  # of item ids
     reading = Reading(2 * n_bytes + 100)
     for number, span in enumerate(spans):

@@ -20,7 +20,7 @@ errors clock sizes buffers progress cache process filesystem engine encoding
 compiled vectors kernel store grid stepsize history threads cluster
 ids moments schedule ratings matrix factors lock engines
 numbering
-blocks jobs
+blocks jobs reading
 tables
 memory
 records tiles
