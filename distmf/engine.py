@@ -42,8 +42,8 @@ class Graph(NamedTuple):
     given_up : callable or None
         What threads of this process make of a value that nobody else needs, to tell a task that it may change it.
     consumable : mapping
-        Keys of the values that may be given up, to the keys of others whose memory they share; tasks that take them in
-        have such a key themselves.
+        Keys of the values that may be given up, to the keys of tasks that read their memory without needing them, and
+        must have ended before; tasks that take them in have such a key themselves.
     lead : int or None
         How many steps threads of this process may be ahead of the earliest task that is under way or could be: this
         bounds the memory of what is loaded or waits to be saved; None for any number.

@@ -192,20 +192,16 @@ def build_generation(
     steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
     passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, 0.0))}
     snapshots: dict[int, Key] = {}
+    saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
         halfway = _halfway(schedule[epoch]) if training.rows_on_disk else set()
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
-                column = cols[block.col]
+                column, readers = cols[block.col], saving.pop(block.col, ())
                 if at[block.col] != owner:
-                    visited = column
-                    column = build.put(
-                        "column", *where, call=tasks.column_of, args=[column], step=step, home=at[block.col]
-                    )
-                    if visited.key in build.consumable:  # not the state that the graph begins with
-                        build.consumable[column.key] = (visited.key,)
+                    column = _part(build, where, column, at[block.col], readers)
                 if block.row not in rows:
                     source = [sources[block.row], constants]
                     rows[block.row] = build.put(
@@ -232,11 +228,26 @@ def build_generation(
             snapshots[epoch + 1] = build.put(
                 "snapshot", epoch + 1, call=tasks.snapshot, args=[len(rows), *saved], step=end
             ).key
+            saving = {col: (ref.key,) for col, ref in enumerate(saved[len(rows) :])}
             if training.rows_on_disk:
                 sources, rows = [*saved[: len(rows)]], {}
     del passed[state.epoch - 1], steps[state.epoch]  # the state has them
     passed_keys, step_keys = ({n: ref.key for n, ref in refs.items()} for refs in (passed, steps))
     return Generation(build.graph(_lead(training)), passed_keys, step_keys, snapshots)
+
+
+def _part(
+    build: _Builder, where: tuple[int, ...], visited: TaskRef, home: Hashable, readers: tuple[Key, ...]
+) -> TaskRef:
+    """Add the task that parts a column block from the row block, as soon as it can be: then the row block may change.
+
+    The column block may change as well where its only other `readers` are done.
+    """
+    step = build.steps[visited.key]
+    column = build.put("column", *where, call=tasks.column_of, args=[visited], step=step, home=home)
+    if visited.key in build.consumable:  # not the state that the graph begins with
+        build.consumable[column.key] = readers
+    return column
 
 
 def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:

@@ -103,6 +103,8 @@ class _Queue:
         Heaps of step, number, and key: of the tasks that compute (False), and of those that wait for a disk (True).
     values : dict
         Key to value.
+    ended : set
+        Keys of all tasks that have ended.
     """
 
     def __init__(self, graph: Graph, wanted: set[Key]) -> None:
@@ -115,6 +117,7 @@ class _Queue:
                 self.users[needed].append(key)
         self.n_users = {key: len(users) for key, users in self.users.items()}
         self.values: dict[Key, Any] = {}
+        self.ended: set[Key] = set()
         self.ready: dict[bool, list[tuple[int, int, Key]]] = {False: [], True: []}
         for key, n_missing in self.n_missing.items():
             if not n_missing:
@@ -140,14 +143,15 @@ class _Queue:
         return {name: graph.given_up(value) if self._is_last(name) else value for name, value in found.items()}
 
     def _is_last(self, key: Key) -> bool:
-        """Return whether one task alone needs a consumable value, and what shares its memory is gone."""
-        others = self.graph.consumable.get(key)
-        is_held = others is None or key in self.wanted or any(other in self.values for other in others)
+        """Return whether one task alone needs a consumable value, and nobody reads its memory any more."""
+        readers = self.graph.consumable.get(key)
+        is_held = readers is None or key in self.wanted or not self.ended.issuperset(readers)
         return not is_held and self.n_users[key] == 1
 
     def put(self, key: Key, value: Any) -> None:
         """Take the value of a task, and forget those that were needed for it only."""
         self.values[key] = value
+        self.ended.add(key)
         for user in self.users[key]:
             self.n_missing[user] -= 1
             if not self.n_missing[user]:

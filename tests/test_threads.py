@@ -91,12 +91,13 @@ def test_run__gives_up_a_value_to_the_task_that_alone_needs_it() -> None:
     def task(name: str, *needs: str) -> Task:
         return Task(name, look, name, *map(TaskRef, needs))
 
-    names = {"a": (), "b": ("a",), "c": ("a",), "part": ("c",), "d": ("c",), "e": ("part",), "f": ("e",), "g": ("e",)}
+    names = {"a": (), "b": ("a",), "c": ("a",), "part": ("c",), "save": ("c",), "d": ("c",)}
+    names |= {"e": ("part",), "f": ("e",), "g": ("e",)}
     tasks = {name: task(name, *needs) for name, needs in names.items()}
-    consumable = {"a": (), "b": (), "c": (), "part": ("c",), "d": (), "e": (), "f": (), "g": ()}
+    consumable = {"a": (), "b": (), "c": (), "part": ("save",), "d": (), "e": (), "f": (), "g": ()}
     steps = dict(zip(tasks, range(len(tasks)), strict=True))
     graph = Graph(tasks, steps=steps, given_up=lambda value: ("own", value), consumable=consumable)
-    ThreadEngine(1).run(graph, ["b", "g"])
+    ThreadEngine(1).run(graph, ["b", "save", "g"])
     assert seen["b"] == ("a",)  # c needs it too
     assert seen["c"] == (("own", "a"),)
     assert seen["part"] == ("c",)
@@ -104,8 +105,12 @@ def test_run__gives_up_a_value_to_the_task_that_alone_needs_it() -> None:
     assert seen["e"] == (("own", "part"),)
     assert (seen["f"], seen["g"]) == (("e",), (("own", "e"),))
     seen.clear()
-    steps |= {"d": 99}  # what a part shares its memory with is still needed by a later task
-    ThreadEngine(1).run(graph._replace(steps=steps), ["g", "d"])
+    steps |= {"d": 98}  # which does not read what the part holds
+    ThreadEngine(1).run(graph._replace(steps=steps), ["save", "g", "d"])
+    assert seen["e"] == (("own", "part"),)
+    seen.clear()
+    steps |= {"save": 99}  # which does
+    ThreadEngine(1).run(graph._replace(steps=steps), ["save", "g", "d"])
     assert seen["e"] == ("part",)
     seen.clear()
     ThreadEngine(1).run(graph, ["a", "b", "c", "d", "g"])  # what is wanted is never given up
