@@ -24,27 +24,28 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
-from distmf.counting import COUNTS, SIDES, Settings, Values, count_ratings, merge_counts
-from distmf.encoding import Encoding
+from distmf.counting import COUNTS, SIDES, Settings, Values, count_buckets, count_ratings, merge_counts
+from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
-from distmf.grid import BlockKey, Shape, choose_shape, cut, tile_shape
+from distmf.fitting import Fitting
+from distmf.grid import BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
-from distmf.jobs import DONE, job_folder
+from distmf.jobs import DONE, decide, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.memory import Portions, Sizes, blocking_bytes, check_blocking, finer_rows, usable_memory
+from distmf.memory import NUMBERED_BYTES, Portions, blocking_bytes, check_blocking, finer_shapes, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.moments import Moments
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
 from distmf.reading import Reading
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
-from distmf.sizes import format_bytes, parse_bytes
+from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tables import string_bytes, write_ids
 from distmf.tiles import Duplicates
 
-SPANS = 32  # of the input, at least: each is a task of either pass, and what a restart need not do again …
-SMALLEST_SPAN, LARGEST_SPAN = 1 << 20, 1 << 26  # … of about this many ratings
+SPANS = 16  # of the input, if it is large enough: each is a task of either pass, which a restart need not do again
+SMALLEST_SPAN = 1 << 20  # ratings
 TRANSIENT = COUNTS, RUNS  # in the folder while it is written
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def block_ratings(
 ) -> Blocks:
     """Block ratings once into a grid on disk, ready for training.
 
-    The blocks depend on the ratings and the options, not on the order of the ratings, their partitioning into files, or
-    the number of threads or workers.
+    On the same grid, the blocks depend on the ratings and the options, not on the order of the ratings, their
+    partitioning into files, or the number of threads or workers.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def block_ratings(
     threads : int, optional
         Threads to use, by default all cores.
     memory : int or str, optional
-        Bytes that a process may use that trains on the blocks in threads; by default four fifths of the limit of
+        Bytes that a process may use that trains on the blocks in threads; by default seven eighths of the limit of
         this process, or of the machine. If training would not fit, the grid gets more row blocks.
 
     Returns
@@ -134,36 +135,34 @@ def block_ratings(
         "rank": int(rank),
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
+        string = ratings.string_bytes()
         portions = Portions()
         if engine.shares_memory:
-            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, ratings.string_bytes())
+            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, string)
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
-        spans = ratings.spans(min(max(ratings.n_rows // SPANS, SMALLEST_SPAN), LARGEST_SPAN))
+        spans = ratings.spans(max(ratings.n_rows // SPANS, SMALLEST_SPAN))
         reading = Reading(portions.kept)
-        counted = count_ratings(engine, spans, reading, settings, folder, portions)
+        n_buckets = decide(folder, "bucketing", count_buckets, ratings.n_rows, portions)
+        counted = count_ratings(engine, spans, reading, settings, folder, n_buckets, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
         salts = settings.user_salt, settings.item_salt
         for name, side, column, salt in zip(KIND.tables, SIDES, (user, item), salts, strict=True):
             if not folder.fs.isfile(folder.child(name)):
-                counts = merge_counts(engine, folder, counted, side, portions)
+                counts = merge_counts(engine, folder, counted, side, n_buckets, portions)
                 write_ids(folder, name, ratings.id_types[column], salt, counts)
         folder.remove(COUNTS)
         sides = _read_counts(folder)
         if not sides[0].any():
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
-        n_users, n_items = map(len, sides)
-        shape = Shape(*grid) if grid else choose_shape(n_users, n_items, ratings.n_rows, rank, budget, engine.n_slots)
-        layout = _layout(*sides, values, settings, shape)
         if engine.shares_memory:
-            n_bytes = values.moments.n * sum(dtype.itemsize for dtype in layout.dtypes)
-            n_ratings, strings = values.moments.n, string_bytes(folder)
-            sizes = Sizes.expected(n_users, n_items, rank, shape, n_ratings, n_bytes, strings)
-            others = blocking_bytes(portions._replace(kept=0), sizes.id_bytes, 0, engine.n_slots)
+            id_bytes = NUMBERED_BYTES * sum(map(len, sides))
+            portions = Portions.within(limit, engine.n_slots, 0, string, id_bytes)
+            others = blocking_bytes(portions, id_bytes, 0, engine.n_slots)
             portions = portions._replace(kept=reading.shrink(limit - others.total))
-            fitting = _fit(sizes, engine.n_slots, limit, portions, given=grid is not None)
-            layout = layout if fitting == shape else _layout(*sides, values, settings, fitting)
-        del sides
+        fitting = Fitting(sides, values, settings, int(rank), string_bytes(folder))
+        layout = _layout(folder, engine, fitting, grid, budget, limit, portions)
+        del sides, fitting
         runs = scatter_ratings(engine, spans, reading, settings, layout, folder, portions)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)
         _finish(folder, settings, layout, values, row_blocks)
@@ -259,7 +258,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     sides = zip((rows, cols), matrix.shape, salts, strict=True)
     users, items = (IdCounts.of_range(numbers, n, salt) for numbers, n, salt in sides)
     found = Values((), float(values.min()), float(values.max()), Moments.of(values))
-    layout = _layout(users.counts, items.counts, found, settings, Shape(1, 1))
+    layout = Fitting((users.counts, items.counts), found, settings).layout(Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
         for name, counts, salt in zip(KIND.tables, (users, items), salts, strict=True):
@@ -283,39 +282,33 @@ def _read_counts(folder: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return users, items
 
 
-def _fit(sizes: Sizes, threads: int, limit: int, portions: Portions, *, given: bool) -> Shape:
-    """Return the grid on which blocking and training fit in `limit` bytes: with more row blocks, if it is not `given`.
+def _layout(
+    folder: Folder,
+    engine: Engine,
+    fitting: Fitting,
+    grid: tuple[int, int] | None,
+    memory_per_task: int,
+    limit: int,
+    portions: Portions,
+) -> Layout:
+    """Return the layout of the blocks, on a grid that is chosen once in the life of the job, if none is given.
 
     Raises
     ------
     MemoryBudgetError
-        If blocking does not fit. If it does, and training does not, the blocks may still be trained elsewhere.
+        If this process cannot block into it.
     """
-    finer = sizes.shape if given else finer_rows(sizes, threads, limit, portions) or sizes.shape
-    if finer != sizes.shape:
-        logger.info("a grid of %d × %d blocks, so that training fits in %s", *finer, format_bytes(limit))
-    check_blocking(sizes.on(finer), threads, limit, portions)
-    return finer
 
+    def choose() -> Shape:
+        shape = Shape(*grid) if grid else choose_shape(*fitting.counts, fitting.rank, memory_per_task, engine.n_slots)
+        if grid or not engine.shares_memory:
+            return shape
+        return fitting.choose(finer_shapes(shape, fitting.counts[0]), engine.n_slots, limit, portions)
 
-def _layout(
-    users: npt.NDArray[np.int64], items: npt.NDArray[np.int64], values: Values, settings: Settings, shape: Shape
-) -> Layout:
-    """Return how the blocks are laid out, given the ratings of each user and item."""
-    if not (1 <= shape.rows <= len(users) and 1 <= shape.cols <= len(items)):
-        raise RatingsError(
-            f"grid is {shape.rows} × {shape.cols}, but there are {len(users):,} users and {len(items):,} items; "
-            "every block needs at least one of each"
-        )
-    # A mean of duplicates need not be one of the ratings.
-    distinct = () if settings.duplicates == "mean" else values.distinct
-    moments = values.moments
-    return Layout(
-        tuple(cut(users, shape.rows).tolist()),
-        tuple(cut(items, shape.cols).tolist()),
-        tile_shape(len(users), len(items), moments.n),
-        Encoding.choose(distinct, values.low, values.high, moments.std, moments.n),
-    )
+    shape = Shape(*decide(folder, "fitting", choose))
+    if engine.shares_memory:
+        check_blocking(fitting.sizes(shape), engine.n_slots, limit, portions)
+    return fitting.layout(shape)
 
 
 def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, row_blocks: Sequence[RowBlock]) -> None:

@@ -14,7 +14,6 @@ import pickle
 import platform
 import sys
 import uuid
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 
 UNREACHABLE = OSError, RuntimeError  # no such file, no room for it, no home
+
+DIGEST_BYTES = 16
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,12 @@ class _KeptCode(NullCache):
         """Return what was kept for a signature, or None."""
         target_context.refresh()
         try:
-            with self._file(sig, target_context.codegen()).open("rb") as file:
+            path = self._file(sig, target_context.codegen())
+            with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_uid != os.getuid():
                     return None  # only what this user has put there is run
-                checksum, data = file.read(4), file.read()
-            if checksum != _checksum(data):
+                checksum, data = file.read(DIGEST_BYTES), file.read()
+            if checksum != _checksum(path, data):
                 return None
             return CompileResult._rebuild(target_context, *pickle.loads(data))
         except UNREACHABLE:
@@ -77,7 +79,7 @@ class _KeptCode(NullCache):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             temporary = file.with_suffix(f".{uuid.uuid4().hex}")
             try:
-                temporary.write_bytes(_checksum(data) + data)
+                temporary.write_bytes(_checksum(file, data) + data)
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -89,8 +91,9 @@ class _KeptCode(NullCache):
         return _folder() / f"{hashlib.sha256(what.encode()).hexdigest()}.code"
 
 
-def _checksum(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "little")
+def _checksum(path: Path, data: bytes) -> bytes:
+    """Return what a file begins with: it is of its name and what it holds."""
+    return hashlib.blake2b(path.name.encode() + data, digest_size=DIGEST_BYTES).digest()
 
 
 def _folder() -> Path:

@@ -4,7 +4,7 @@ Every span of the input is counted by itself, into sorted files that are cut by 
 Then all counts of a range of hashes are merged at a time. Memory is bounded by the batches and by what is merged at a
 time, not by the number of ids.
 
-    counts/00012-0-users.arrow   hash, count, and the id if it is a string; one record batch for each bucket of hashes
+    counts/00012-users.arrow   hash, count, and the id if it is a string; one record batch for each bucket of hashes
 """
 
 import itertools
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CODES = 256  # distinct ratings that fit in one byte
 MAX_BUCKETS = 256
+HALF = np.uint64(32)
 COUNTS = "counts"
 Side = Literal["users", "items"]
 SIDES: tuple[Side, Side] = ("users", "items")
@@ -111,18 +112,18 @@ class Counted(NamedTuple):
     ----------
     values : Values
         Of its ratings.
-    files : list of tuple
-        Numbers of counts of users and of items in each pair of files that it wrote.
+    n_counts : tuple of int
+        Counts of users and of items that it wrote.
     """
 
     values: Values
-    files: list[tuple[int, int]]
+    n_counts: tuple[int, int]
 
     @classmethod
     def of_json(cls, found: list[Any]) -> "Counted":
         """Return what `run_stage` returns for one."""
-        (distinct, low, high, moments), files = found
-        return cls(Values(tuple(distinct), low, high, Moments(*moments)), files)
+        (distinct, low, high, moments), n_counts = found
+        return cls(Values(tuple(distinct), low, high, Moments(*moments)), tuple(n_counts))
 
 
 def count_ratings(
@@ -131,22 +132,22 @@ def count_ratings(
     reading: Reading,
     settings: Settings,
     folder: Folder,
+    n_buckets: int,
     portions: Portions,
 ) -> list[Counted]:
-    """Count all ratings, span by span, into files.
+    """Count all ratings, span by span, into files of so many buckets.
 
     Raises
     ------
     RatingsError
         If a piece does not hold what it should.
     """
-    n_buckets = _n_buckets(sum(span.n_rows for span in spans), portions)
     calls = [(_count_span, span, reading, settings, folder, n, n_buckets, portions) for n, span in enumerate(spans)]
     found = run_stage(engine, folder, "counting", calls, [span.n_rows for span in spans])
     return [Counted.of_json(counted) for counted in found]
 
 
-def _n_buckets(n_ratings: int, portions: Portions) -> int:
+def count_buckets(n_ratings: int, portions: Portions) -> int:
     """Return a power of two: so many that the counts of a bucket can be merged at once, were each id rated once."""
     return min(MAX_BUCKETS, 1 << (n_ratings // portions.counts).bit_length())
 
@@ -161,14 +162,13 @@ def _count_span(
     portions: Portions,
 ) -> Counted:
     values: list[Values] = []
-    files: list[tuple[int, int]] = []
     counters = [_Counter(salt, portions.counts) for salt in (settings.user_salt, settings.item_salt)]
+    flushed: list[list[str]] = [[], []]  # files of users and of items that had to be written meanwhile
 
-    def write() -> None:
-        counts = [counter.take() for counter in counters]
-        for name, side in zip(SIDES, counts, strict=True):
-            _write(folder, _file(span, len(files), name), side, n_buckets)
-        files.append((len(counts[0].hashes), len(counts[1].hashes)))
+    def flush() -> None:
+        for side, counter, names in zip(SIDES, counters, flushed, strict=True):
+            names.append(f"{_file(span, side)}-{len(names)}")
+            _write(folder, names[-1], _buckets(counter.take(), n_buckets))
 
     for batch in reading.first(span, ratings, portions.batch):
         values.append(Values.of(batch.rating))
@@ -177,10 +177,14 @@ def _count_span(
         for counter, ids in zip(counters, sides, strict=True):
             counter.add(ids, is_train)
         if sum(map(len, counters)) > portions.counts:
-            write()
-    if any(map(len, counters)):
-        write()
-    return Counted(sum(values[1:], values[0]), files)
+            flush()
+    n_counts = []
+    for side, counter, names in zip(SIDES, counters, flushed, strict=True):
+        rest = _buckets(counter.take(), n_buckets) if len(counter) or not names else None
+        n_counts.append(_write(folder, _file(span, side), _merged(folder, names, rest, n_buckets)))
+        for name in names:
+            folder.remove(name)
+    return Counted(sum(values[1:], values[0]), (n_counts[0], n_counts[1]))
 
 
 class _Counter:
@@ -223,25 +227,50 @@ class _Counter:
         return IdCounts.merge(parts)
 
 
-def _write(folder: Folder, name: str, counts: IdCounts, n_buckets: int) -> None:
-    columns = {"hash": counts.hashes, "count": counts.counts.astype(np.uint32)}
-    batch = pa.record_batch(columns if counts.ids is None else {**columns, "id": counts.ids})
+def _buckets(counts: IdCounts, n_buckets: int) -> Iterator[IdCounts]:
+    """Yield the counts of each bucket: those whose hashes begin with the same bits."""
     edges = np.arange(n_buckets, dtype=np.uint64) << np.uint64(65 - n_buckets.bit_length())
-    bounds = np.append(np.searchsorted(counts.hashes, edges), len(batch)).tolist()
-    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), batch.schema) as out:
-        for begin, end in itertools.pairwise(bounds):
-            out.write_batch(batch.slice(begin, end - begin))
+    bounds = np.append(np.searchsorted(counts.hashes, edges), len(counts.hashes)).tolist()
+    for begin, end in itertools.pairwise(bounds):
+        ids = None if counts.ids is None else counts.ids[begin:end]
+        yield IdCounts(counts.hashes[begin:end], counts.counts[begin:end], ids)
+
+
+def _merged(
+    folder: Folder, names: Sequence[str], rest: Iterator[IdCounts] | None, n_buckets: int
+) -> Iterator[IdCounts]:
+    """Yield the counts of each bucket in some files and in `rest`."""
+    for bucket in range(n_buckets):
+        parts = [_read(folder, name, bucket, bucket + 1) for name in names] + ([next(rest)] if rest else [])
+        yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)
+
+
+def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
+    """Write counts, each bucket as a record batch; return how many there are.
+
+    Hashes are written as the gaps between them, in halves: those that are mostly zeros are compressed.
+    """
+    first = next(buckets)
+    names = ["high", "low", "count", *(["id"] if first.ids is not None else [])]
+    schema = pa.schema([(n, pa.large_string() if n == "id" else pa.uint32()) for n in names])
+    options, n_counts = pa.ipc.IpcWriteOptions(compression="zstd"), 0
+    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), schema, options=options) as out:
+        for counts in itertools.chain([first], buckets):
+            gaps = np.diff(counts.hashes, prepend=np.uint64(0))
+            columns = [(gaps >> HALF).astype(np.uint32), gaps.astype(np.uint32), counts.counts.astype(np.uint32)]
+            out.write_batch(pa.record_batch([*columns, *([] if counts.ids is None else [counts.ids])], schema=schema))
+            n_counts += len(gaps)
+    return n_counts
 
 
 def merge_counts(
-    engine: Engine, folder: Folder, counted: Sequence[Counted], side: Side, portions: Portions
+    engine: Engine, folder: Folder, counted: Sequence[Counted], side: Side, n_buckets: int, portions: Portions
 ) -> Iterator[IdCounts]:
     """Yield the counts of one side of all spans together, by ascending hash: as much at a time as is merged at once."""
-    n_buckets = _n_buckets(sum(span.values.moments.n for span in counted), portions)
-    n_counts = sum(file[SIDES.index(side)] for span in counted for file in span.files)
+    n_counts = sum(span.n_counts[SIDES.index(side)] for span in counted)
     n_groups = min(n_buckets, -(-n_counts // portions.counts))
     edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
-    names = [_file(span, number, side) for span, found in enumerate(counted) for number in range(len(found.files))]
+    names = [_file(span, side) for span in range(len(counted))]
     ranges = list(itertools.pairwise(edges))
     for first in range(0, n_groups, engine.n_slots):
         token, some = new_token(), ranges[first : first + engine.n_slots]
@@ -258,11 +287,14 @@ def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -
 
 
 def _read(folder: Folder, name: str, begin: int, end: int) -> IdCounts:
+    """Return the counts of some buckets."""
     with opened(folder.fs, folder.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
-        table = pa.Table.from_batches([reader.get_batch(n) for n in range(begin, end)]).combine_chunks()
+        batches = [reader.get_batch(n) for n in range(begin, end)]
+    gaps = [batch["high"].to_numpy().astype(np.uint64) << HALF | batch["low"].to_numpy() for batch in batches]
+    table = pa.Table.from_batches(batches)
     ids = table["id"].combine_chunks() if "id" in table.column_names else None
-    return IdCounts(table["hash"].to_numpy(), table["count"].to_numpy().astype(np.int64), ids)
+    return IdCounts(np.concatenate([np.cumsum(some) for some in gaps]), table["count"].to_numpy().astype(np.int64), ids)
 
 
-def _file(span: int, number: int, side: str) -> str:
-    return f"{COUNTS}/{span:05d}-{number}-{side}.arrow"
+def _file(span: int, side: Side) -> str:
+    return f"{COUNTS}/{span:05d}-{side}.arrow"

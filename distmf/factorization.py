@@ -156,7 +156,7 @@ class MatrixFactorization:
         resume : bool
             Go on from `checkpoint`, if there is one already; only `epochs` may have grown since.
         memory : int or str, optional
-            Bytes that this process may use, as 2**31 or "2 GiB"; by default four fifths of its limit, or of the
+            Bytes that this process may use, as 2**31 or "2 GiB"; by default seven eighths of its limit, or of the
             machine. The ratings are read again in each epoch as far as they do not fit, and the user factors lie on
             disk if they do not: in the checkpoint, or in a temporary folder beside the blocks.
         **options

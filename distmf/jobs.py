@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".job"
 WHAT = "job.json"
 DONE = "done"
+DECISION = "decided-"  # which takes no time to make again
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
                     kept = f"what is done is kept in {folder}; the same command goes on from there"
                     raise KeyboardInterrupt(kept) from err
                 raise
-            for name in (*transient, DONE, WHAT):
+            for name in (WHAT, DONE, *transient):  # killed in between, it would begin anew, and not go on with a part
                 folder.remove(name)
             folder.remove_temporary_files()
     except BaseException:
@@ -88,7 +89,7 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
 
 def _has_results(folder: Folder) -> bool:
     with contextlib.suppress(StoreError):
-        return bool(_files_done(folder))
+        return not all(name.startswith(DECISION) for name in _files_done(folder))
     return True  # who knows
 
 
@@ -150,6 +151,17 @@ def run_stage(
     found = dict(zip(left, run_through_losses(engine, Graph(tasks), keys, on_done) if keys else [], strict=True))
     engine.everywhere(give_back_idle_memory)
     return [found[n] if n in found else json.loads(folder.read(_file(verb, n))) for n in range(len(calls))]
+
+
+def decide(folder: Folder, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Return what a call returns, as JSON gives it back, or what it returned when the job first came to it.
+
+    What later steps write and read must not depend on the process that goes on with the job.
+    """
+    file = f"{DONE}/{DECISION}{name}.json"
+    if folder.fs.isfile(folder.child(file)):
+        return json.loads(folder.read(file))
+    return _call(folder, file, function, *args)
 
 
 def _call(folder: Folder, file: str, function: Callable[..., Any], *args: Any) -> Any:

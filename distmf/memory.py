@@ -4,6 +4,7 @@ Amounts are those at the peak, of memory that is really the process's own: the p
 not count, as the system takes them back when it needs them. The plan for the workers of a cluster is in `footprint`.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,19 +17,19 @@ from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.tables import string_bytes
 
-COMPILER = 24 << 20  # while it makes the kernel
+COMPILER = 38 << 20  # while it makes the kernel, and that is written down
 LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
 ID_BYTES = 48  # of an id while a model is put in the order of the ids, besides the string
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once
 SMALLEST_PORTION = 1 << 15
-DEFAULT_SHARE = 0.8  # of the memory that the process may use: the rest is for files that are read and written
+DEFAULT_SHARE = 7 / 8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass, besides strings: decoded, hashed, located, sorted
 BATCH_STRINGS = 4  # times that the strings of a rating are there: as they are decoded, converted, joined, and for a run
 KEPT_BYTES = 20  # of a rating that is kept, besides strings: two 64-bit ids, and its value
 COUNT_BYTES = 80  # of a count of an id, besides the string: in parts, and while they are merged
-COUNT_STRINGS = 4  # times that the string of a count is there
+COUNT_STRINGS = 6  # times that the string of a count is there: in parts, joined, in order, and once each
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
 SORT_BYTES = 200  # of a rating of the block that is put in order
 NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
@@ -132,11 +133,11 @@ class Portions(NamedTuple):
         return self[:3] != Portions()[:3]
 
     @classmethod
-    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0) -> "Portions":
+    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0, id_bytes: int = 0) -> "Portions":
         """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
 
         Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`; if ids are
-        strings, they have about `string` bytes.
+        strings, they have about `string` bytes. All ids take `id_bytes`, as far as that is known.
 
         Raises
         ------
@@ -144,13 +145,15 @@ class Portions(NamedTuple):
             If they would be so small that blocking takes forever.
         """
         least = cls(SMALLEST_PORTION, SMALLEST_PORTION, SMALLEST_PORTION, string=string)
-        needed = blocking_bytes(least, 0, 0, threads).total
-        if needed > limit:
+        needs = blocking_bytes(least, id_bytes, 0, threads)
+        if needs.total > limit:
+            way_out = "take fewer threads, or allow more" if threads > 1 else "allow more"
             raise MemoryBudgetError(
-                f"blocking with {threads} threads needs at least {format_bytes(needed)}, but it may use "
-                f"{format_bytes(limit)}; take fewer threads, or allow more (--memory)"
+                f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({_in_words(needs)}), "
+                f"but it may use {format_bytes(limit)}; {way_out} (--memory)"
             )
-        share = ((limit - LIBRARIES) // threads - READER_BYTES) // 2  # the other half is for the ids
+        # Batches get a half, and counts the other; in the second pass that is left to the ids.
+        share = ((limit - LIBRARIES - id_bytes) // threads - READER_BYTES) // 2
         n_bytes = least.batch_bytes + 16, least.count_bytes, 4 * RECORD_BYTES
         batch, counts, records = (
             max(SMALLEST_PORTION, min(usual, share // n)) for usual, n in zip(cls()[:3], n_bytes, strict=True)
@@ -226,9 +229,9 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
     needs = blocking_bytes(portions, sizes.id_bytes, sizes.largest_ratings, threads)
     if needs.total > limit:
         raise MemoryBudgetError(
-            f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} "
-            f"({_in_words(needs)}), but it may use {format_bytes(limit)}; take a finer grid (--grid) or fewer threads, "
-            "or allow more (--memory)"
+            f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} to sort "
+            f"the largest, of {sizes.largest_ratings:,} ratings ({_in_words(needs)}), but it may use "
+            f"{format_bytes(limit)}; take a finer grid (--grid){_fewer(threads)}, or allow more (--memory)"
         )
     return needs
 
@@ -352,24 +355,25 @@ def _in_words(needs: BlockingBytes | TrainingBytes) -> str:
 
 def _way_out(sizes: Sizes, threads: int, limit: int) -> str:
     """Return what would fit."""
-    finer = finer_rows(sizes, threads, limit, None)
+    shapes = finer_shapes(sizes.shape, sizes.n_users)
+    finer = next((shape for shape in shapes if training_fits(sizes.on(shape), threads, limit)), None)
     grids = "" if finer is None else f"block again with --grid {finer.rows}x{finer.cols}, "
-    return f"{grids}take a lower rank or fewer threads, or allow more (--memory)"
+    return f"{grids}take a lower rank{_fewer(threads)}, or allow more (--memory)"
 
 
-def finer_rows(sizes: Sizes, threads: int, limit: int, portions: Portions | None) -> Shape | None:
-    """Return the grid with the fewest more row blocks on which training fits in `limit`, None if none does.
+def _fewer(threads: int) -> str:
+    return " or fewer threads" if threads > 1 else ""
 
-    Blocking into it must fit too, if its `portions` are given.
-    """
-    shape = sizes.shape
+
+def finer_shapes(shape: Shape, n_users: int) -> Iterator[Shape]:
+    """Yield a grid, and those with more and more row blocks."""
     while True:
-        there = sizes.on(shape)
-        fits = any(needs.total <= limit for needs in both_ways(there, threads, limit).values())
-        if fits and portions:
-            fits = blocking_bytes(portions, sizes.id_bytes, there.largest_ratings, threads).total <= limit
-        if fits:
-            return shape
-        if shape.rows >= min(MAX_BLOCKS, sizes.n_users):
-            return None
-        shape = Shape(min(2 * shape.rows, MAX_BLOCKS, sizes.n_users), shape.cols)
+        yield shape
+        if shape.rows >= min(MAX_BLOCKS, n_users):
+            return
+        shape = Shape(min(2 * shape.rows, MAX_BLOCKS, n_users), shape.cols)
+
+
+def training_fits(sizes: Sizes, threads: int, limit: int) -> bool:
+    """Return whether training needs no more than `limit`, one way or the other."""
+    return any(needs.total <= limit for needs in both_ways(sizes, threads, limit).values())

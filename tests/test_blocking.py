@@ -5,6 +5,7 @@ import json
 import logging
 import pkgutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from distmf import MatrixFactorization, block_ratings, blocks, merging, open_blocks
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
-from distmf.grid import BlockKey
+from distmf.grid import BlockKey, Shape
 from distmf.lock import driver_lock
+from distmf.memory import Portions
 from distmf.store import Folder
 from distmf.threads import ThreadEngine
 from tests.helpers import files, random_ratings, write
@@ -218,6 +220,68 @@ def test_block_ratings__goes_on_where_it_was_interrupted(
     assert files(Path(block_ratings(source, tmp_path / "b", seed=2, holdout=0.1).path)) == expected
     assert len(calls) == n_calls
     assert not list(tmp_path.glob("*.job"))
+
+
+@pytest.mark.parametrize("step", ["counting._count_span", "scattering._scatter_span", "merging._merge_row_block"])
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_block_ratings__goes_on_with_another_number_of_threads(
+    step: str, before: int, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads share the memory, so what each takes at once, and the grid, depend on how many there are.
+    monkeypatch.setattr("distmf.blocking.SMALLEST_SPAN", 100)
+    monkeypatch.setattr("distmf.blocking.choose_shape", lambda *args: Shape(2 * args[-1], 2))
+    portions = [Portions(100 // threads, 60 // threads, 200 // threads) for threads in (before, after)]
+    source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20), row_group_size=100)
+    original, calls = pkgutil.resolve_name(f"distmf.{step}"), []
+
+    def fail(*args: Any) -> Any:
+        if len(calls) == 1:
+            raise OSError("the disk is gone")
+        calls.append(args)
+        return original(*args)
+
+    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: portions[0])
+    expected = files(Path(block_ratings(source, tmp_path / "expected", threads=before).path))
+    monkeypatch.setattr(f"distmf.{step}", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        block_ratings(source, tmp_path / "b", threads=before)
+    monkeypatch.setattr(f"distmf.{step}", original)
+    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: portions[1])
+    blocks = block_ratings(source, tmp_path / "b", threads=after)
+    if "counting" in step:  # when the grid was not chosen yet
+        assert blocks.shape == (2 * after, 2)
+        expected = files(Path(block_ratings(source, tmp_path / "expected", threads=after).path))
+    assert files(Path(blocks.path)) == expected
+
+
+@pytest.mark.parametrize("kind", ["integers", "far integers"])
+@pytest.mark.parametrize("counts", [5_000, 1 << 21])
+def test_block_ratings__takes_little_space_beside_the_blocks(
+    kind: str, counts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, n = np.random.default_rng(0), 500_000
+    names = pa.array(np.arange(30_000) if kind == "integers" else rng.integers(0, 2**63, 30_000))
+    users, items = (names.take(pa.array(rng.integers(0, size, n))) for size in (30_000, 3_000))
+    columns = {"user_id": users, "item_id": items, "rating": rng.choice([1.0, 2.0, 3.0, 4.5], n)}
+    source = write(tmp_path / "r.parquet", columns, row_group_size=20_000)
+    monkeypatch.setattr("distmf.blocking.SMALLEST_SPAN", 1000)
+    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: Portions(10_000, counts, 10_000))
+    sizes = []
+
+    def measured(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            found = function(*args)
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("b.job/**/*") if path.is_file()))
+            return found
+
+        return wrapped
+
+    for step in "counting._count_span", "blocking.write_ids", "scattering._scatter_span", "merging._merge_row_block":
+        monkeypatch.setattr(f"distmf.{step}", measured(pkgutil.resolve_name(f"distmf.{step}")))
+    blocks = block_ratings(source, tmp_path / "b", threads=1)
+    result = sum(len(data) for data in files(Path(blocks.path)).values())
+    assert max(sizes) - result < 1.5 * result
+    assert len(sizes) > 20
 
 
 def test_block_ratings__begins_anew_when_the_ratings_or_the_options_change(

@@ -24,7 +24,7 @@ blocks jobs reading
 tables
 memory
 records tiles
-counting tasks graph
+counting fitting tasks graph
 scattering
 merging
 blocking
