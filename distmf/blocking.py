@@ -16,6 +16,7 @@ import posixpath
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def block_ratings(
         "memory_per_task": budget,
         "memory": limit,
         "rank": int(rank),
+        "distmf": version("distmf"),  # others may write other files on the way
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
         string = ratings.string_bytes()
