@@ -102,7 +102,7 @@ def test_fit__reaches_the_noise(
 def test_fit__reaches_the_noise_in_tiles_of_any_shape(
     shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distmf.blocking.tile_shape", lambda *counts: shape)
+    monkeypatch.setattr("distmf.fitting.tile_shape", lambda *counts: shape)
     test_fit__reaches_the_noise(square, (4, 4), tmp_path)
 
 
