@@ -34,7 +34,7 @@ from distmf.grid import BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, decide, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.memory import NUMBERED_BYTES, Portions, blocking_bytes, check_blocking, finer_shapes, usable_memory
+from distmf.memory import Portions, blocking_bytes, check_blocking, finer_shapes, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.moments import Moments
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
@@ -137,10 +137,9 @@ def block_ratings(
         "distmf": version("distmf"),  # others may write other files on the way
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
-        string = ratings.string_bytes()
         portions = Portions()
         if engine.shares_memory:
-            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, string)
+            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, ratings.string_bytes())
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         spans = ratings.spans(max(ratings.n_rows // SPANS, SMALLEST_SPAN))
@@ -148,8 +147,7 @@ def block_ratings(
         n_buckets = decide(folder, "bucketing", count_buckets, ratings.n_rows, portions)
         counted = count_ratings(engine, spans, reading, settings, folder, n_buckets, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
-        salts = settings.user_salt, settings.item_salt
-        for name, side, column, salt in zip(KIND.tables, SIDES, (user, item), salts, strict=True):
+        for name, side, column, salt in zip(KIND.tables, SIDES, (user, item), settings.salts, strict=True):
             if not folder.fs.isfile(folder.child(name)):
                 counts = merge_counts(engine, folder, counted, side, n_buckets, portions)
                 write_ids(folder, name, ratings.id_types[column], salt, counts)
@@ -158,9 +156,9 @@ def block_ratings(
         if not sides[0].any():
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
         if engine.shares_memory:
-            id_bytes = NUMBERED_BYTES * sum(map(len, sides))
-            portions = Portions.within(limit, engine.n_slots, 0, string, id_bytes)
-            others = blocking_bytes(portions, id_bytes, 0, engine.n_slots)
+            n_ids = sum(map(len, sides))
+            portions = Portions.within(limit, engine.n_slots, 0, portions.string, n_ids)
+            others = blocking_bytes(portions, n_ids, 0, engine.n_slots)
             portions = portions._replace(kept=reading.shrink(limit - others.total))
         fitting = Fitting(sides, values, settings, int(rank), string_bytes(folder))
         layout = _layout(folder, engine, fitting, grid, budget, limit, portions)
@@ -256,14 +254,13 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
         )
     settings = Settings(seed, 0.0, "keep")
-    salts = settings.user_salt, settings.item_salt
-    sides = zip((rows, cols), matrix.shape, salts, strict=True)
+    sides = zip((rows, cols), matrix.shape, settings.salts, strict=True)
     users, items = (IdCounts.of_range(numbers, n, salt) for numbers, n, salt in sides)
     found = Values((), float(values.min()), float(values.max()), Moments.of(values))
     layout = Fitting((users.counts, items.counts), found, settings).layout(Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
-        for name, counts, salt in zip(KIND.tables, (users, items), salts, strict=True):
+        for name, counts, salt in zip(KIND.tables, (users, items), settings.salts, strict=True):
             write_ids(folder, name, pa.int64(), salt, [counts])
         places = Places.read(folder, folder.checksums(KIND.tables), settings, layout)
         offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")

@@ -23,6 +23,8 @@ import numba as nb
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 
+from distmf.filesystem import url_to_fs, whole_file
+
 UNREACHABLE = OSError, RuntimeError  # no such file, no room for it, no home
 
 DIGEST_BYTES = 16
@@ -77,12 +79,9 @@ class _KeptCode(NullCache):
         try:
             file = self._file(sig, cres.codegen)
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = file.with_suffix(f".{uuid.uuid4().hex}")
-            try:
-                temporary.write_bytes(_checksum(file, data) + data)
-                temporary.replace(file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            fs, path = url_to_fs(file)
+            with whole_file(fs, path, f"{path}.{uuid.uuid4().hex}", f"{file} cannot be written") as out:
+                out.write(_checksum(file, data) + data)
         except UNREACHABLE as error:
             logger.debug("machine code is not kept: %s", error)
 

@@ -48,18 +48,14 @@ class Settings(NamedTuple):
     duplicates: Duplicates
 
     @property
-    def user_salt(self) -> np.uint64:
-        """Salt of the user ids' hashes."""
-        return salt(self.seed, "user")
-
-    @property
-    def item_salt(self) -> np.uint64:
-        """Salt of the item ids' hashes."""
-        return salt(self.seed, "item")
+    def salts(self) -> tuple[np.uint64, np.uint64]:
+        """Salts of the hashes of user ids and of item ids."""
+        return salt(self.seed, "user"), salt(self.seed, "item")
 
     def ids(self, batch: Batch) -> tuple[Ids, Ids]:
         """Return the users and the items of some ratings."""
-        return Ids(batch.user, self.user_salt), Ids(batch.item, self.item_salt)
+        user_salt, item_salt = self.salts
+        return Ids(batch.user, user_salt), Ids(batch.item, item_salt)
 
     def is_train(self, users: Ids, items: Ids) -> npt.NDArray[np.bool_]:
         """Return which ratings are trained on: a hash of (seed, user, item) decides."""
@@ -162,7 +158,7 @@ def _count_span(
     portions: Portions,
 ) -> Counted:
     values: list[Values] = []
-    counters = [_Counter(salt, portions.counts) for salt in (settings.user_salt, settings.item_salt)]
+    counters = [_Counter(salt, portions.counts) for salt in settings.salts]
     flushed: list[list[str]] = [[], []]  # files of users and of items that had to be written meanwhile
 
     def flush() -> None:

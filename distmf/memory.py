@@ -94,9 +94,9 @@ class Sizes(NamedTuple):
         return Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)
 
     @property
-    def id_bytes(self) -> int:
-        """What all ids take while they are counted and numbered."""
-        return NUMBERED_BYTES * (self.n_users + self.n_items)
+    def n_ids(self) -> int:
+        """Number of users and items together."""
+        return self.n_users + self.n_items
 
     @property
     def largest_ratings(self) -> int:
@@ -133,11 +133,11 @@ class Portions(NamedTuple):
         return self[:3] != Portions()[:3]
 
     @classmethod
-    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0, id_bytes: int = 0) -> "Portions":
+    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0, n_ids: int = 0) -> "Portions":
         """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
 
         Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`; if ids are
-        strings, they have about `string` bytes. All ids take `id_bytes`, as far as that is known.
+        strings, they have about `string` bytes. Of ids there are `n_ids`, as far as that is known.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class Portions(NamedTuple):
             If they would be so small that blocking takes forever.
         """
         least = cls(SMALLEST_PORTION, SMALLEST_PORTION, SMALLEST_PORTION, string=string)
-        needs = blocking_bytes(least, id_bytes, 0, threads)
+        needs = blocking_bytes(least, n_ids, 0, threads)
         if needs.total > limit:
             way_out = "take fewer threads, or allow more" if threads > 1 else "allow more"
             raise MemoryBudgetError(
@@ -153,7 +153,7 @@ class Portions(NamedTuple):
                 f"but it may use {format_bytes(limit)}; {way_out} (--memory)"
             )
         # Batches get a half, and counts the other; in the second pass that is left to the ids.
-        share = ((limit - LIBRARIES - id_bytes) // threads - READER_BYTES) // 2
+        share = ((limit - LIBRARIES - needs.ids) // threads - READER_BYTES) // 2
         n_bytes = least.batch_bytes + 16, least.count_bytes, 4 * RECORD_BYTES
         batch, counts, records = (
             max(SMALLEST_PORTION, min(usual, share // n)) for usual, n in zip(cls()[:3], n_bytes, strict=True)
@@ -206,11 +206,11 @@ class BlockingBytes(NamedTuple):
         return self.libraries + max(self.kept + passes, self.sorting)
 
 
-def blocking_bytes(portions: Portions, id_bytes: int, largest_block: int, threads: int) -> BlockingBytes:
-    """Return what blocking needs: for ids that take so many bytes, and ratings in the largest block."""
+def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: int) -> BlockingBytes:
+    """Return what blocking needs: for so many ids, of users and items together, and ratings in the largest block."""
     return BlockingBytes(
         LIBRARIES,
-        id_bytes,
+        NUMBERED_BYTES * n_ids,
         threads * (READER_BYTES + portions.batch_bytes * portions.batch),
         threads * portions.count_bytes * portions.counts,
         portions.kept,
@@ -226,7 +226,7 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
     MemoryBudgetError
         If it does not fit in `limit`; the message says what would.
     """
-    needs = blocking_bytes(portions, sizes.id_bytes, sizes.largest_ratings, threads)
+    needs = blocking_bytes(portions, sizes.n_ids, sizes.largest_ratings, threads)
     if needs.total > limit:
         raise MemoryBudgetError(
             f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} to sort "

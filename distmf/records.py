@@ -61,13 +61,13 @@ class Lines(NamedTuple):
 
     Attributes
     ----------
-    cuts : uint32 or uint64, shape (n_blocks + 1,)
+    cuts : uint64, shape (n_blocks + 1,)
         Where each block begins.
     blocks : uint16, shape (n_lines,)
         Number of a line's block.
     """
 
-    cuts: npt.NDArray[np.unsignedinteger[Any]]
+    cuts: npt.NDArray[np.uint64]
     blocks: npt.NDArray[np.uint16]
 
     @classmethod

@@ -43,7 +43,7 @@ class Places(NamedTuple):
         def numbering(name: str, salt: np.uint64) -> Numbering:
             return number_ids(read_ids(folder, name, checksums[name]), salt)
 
-        users, items = map(numbering, KIND.tables, (settings.user_salt, settings.item_salt))
+        users, items = map(numbering, KIND.tables, settings.salts)
         return cls(users, items, Lines.of(layout.row_cuts), Lines.of(layout.col_cuts))
 
 

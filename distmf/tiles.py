@@ -50,8 +50,8 @@ def sort_part(records: Records, key: BlockKey, layout: Layout, duplicates: Dupli
             layout.row_cuts[key.row] + (at_tile // n_tile_cols << row_bits) + (at_place >> col_bits),
             layout.col_cuts[key.col] + (at_tile % n_tile_cols << col_bits) + (at_place & ((1 << col_bits) - 1)),
         )
-    if len(repeats) and duplicates == "mean":
-        cells, values = _means(cells, values)
+        if duplicates == "mean":
+            cells, values = _means(cells, values)
     arrays = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
     return SortedPart(_side_by_side(arrays), _moments(values, layout.encoding), len(repeats), duplicate)
 

@@ -83,9 +83,9 @@ def test_blocking__stays_under_the_plan(
     blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
     largest = max(entry.n_train for entry in blocks.entries.values())
     planned = 0
-    for id_bytes in 0, Sizes.of(blocks, 8).id_bytes:
-        portions = Portions.within(n_bytes, threads, 2_000_000, string, id_bytes)
-        planned = max(planned, blocking_bytes(portions, id_bytes, largest, threads).total)
+    for n_ids in 0, blocks.n_users + blocks.n_items:
+        portions = Portions.within(n_bytes, threads, 2_000_000, string, n_ids)
+        planned = max(planned, blocking_bytes(portions, n_ids, largest, threads).total)
     assert 0.25 * planned < peak < planned <= n_bytes
 
 
