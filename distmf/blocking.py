@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
-from distmf.counting import COUNTS, SIDES, Settings, Values, count_buckets, count_ratings, merge_counts
+from distmf.counting import COUNTS, SIDES, Counted, Settings, Values, count_buckets, count_ratings, merge_counts
 from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
@@ -37,17 +37,18 @@ from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.memory import Portions, blocking_bytes, check_blocking, finer_shapes, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.moments import Moments
+from distmf.names import NAMES, checked, collect_names, count_ranges
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
 from distmf.reading import Reading
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import parse_bytes
 from distmf.store import Folder, new_folder, temporary_folder
-from distmf.tables import string_bytes, write_ids
+from distmf.tables import NUMBERS, integer_ids, read_counts, read_numbers, write_ids, write_numbers
 from distmf.tiles import Duplicates
 
 SPANS = 16  # of the input, if it is large enough: each is a task of either pass, which a restart need not do again
 SMALLEST_SPAN = 1 << 20  # ratings
-TRANSIENT = COUNTS, RUNS  # in the folder while it is written
+TRANSIENT = COUNTS, NUMBERS, NAMES, RUNS  # in the folder while it is written
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def block_ratings(
             raise ValueError(f"{name} is {value!r}; it is a whole number, at least {least}")
     budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
     ratings = open_ratings(source, Columns(user, item, rating))
-    settings = Settings(int(seed), float(holdout), duplicates)
+    settings, id_types = Settings(int(seed), float(holdout), duplicates), tuple(ratings.id_types.values())
     what = {
         "ratings": ratings.fingerprint(),
         **settings._asdict(),
@@ -147,12 +148,13 @@ def block_ratings(
         n_buckets = decide(folder, "bucketing", count_buckets, ratings.n_rows, portions)
         counted = count_ratings(engine, spans, reading, settings, folder, n_buckets, portions)
         values = sum((part.values for part in counted[1:]), counted[0].values)
-        for name, side, column, salt in zip(KIND.tables, SIDES, (user, item), settings.salts, strict=True):
-            if not folder.fs.isfile(folder.child(name)):
-                counts = merge_counts(engine, folder, counted, side, n_buckets, portions)
-                write_ids(folder, name, ratings.id_types[column], salt, counts)
+        sides = []
+        for name, side in zip(KIND.tables, SIDES, strict=True):
+            if (counts := read_counts(folder, name)) is None:
+                write_numbers(folder, name, merge_counts(engine, folder, counted, side, n_buckets, portions))
+                counts = read_numbers(folder, name, "count")
+            sides.append(counts)
         folder.remove(COUNTS)
-        sides = _read_counts(folder)
         if not sides[0].any():
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
         if engine.shares_memory:
@@ -160,10 +162,13 @@ def block_ratings(
             portions = Portions.within(limit, engine.n_slots, 0, portions.string, n_ids)
             others = blocking_bytes(portions, n_ids, 0, engine.n_slots)
             portions = portions._replace(kept=reading.shrink(limit - others.total))
-        fitting = Fitting(sides, values, settings, int(rank), string_bytes(folder))
+        n_strings = [len(counts) for counts, kind in zip(sides, id_types, strict=True) if not pa.types.is_integer(kind)]
+        fitting = Fitting((sides[0], sides[1]), values, settings, int(rank), portions.string * sum(n_strings))
         layout = _layout(folder, engine, fitting, grid, budget, limit, portions)
+        n_ranges = decide(folder, "naming", count_ranges, max(n_strings, default=0), portions.names)
         del sides, fitting
-        runs = scatter_ratings(engine, spans, reading, settings, layout, folder, portions)
+        runs = scatter_ratings(engine, spans, reading, settings, layout, folder, n_ranges, portions)
+        _write_tables(engine, folder, id_types, settings, counted, n_ranges)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)
         _finish(folder, settings, layout, values, row_blocks)
     blocks = open_blocks(path)
@@ -260,25 +265,40 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     layout = Fitting((users.counts, items.counts), found, settings).layout(Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
-        for name, counts, salt in zip(KIND.tables, (users, items), settings.salts, strict=True):
-            write_ids(folder, name, pa.int64(), salt, [counts])
-        places = Places.read(folder, folder.checksums(KIND.tables), settings, layout)
+        for name, side, salt in zip(KIND.tables, (users, items), settings.salts, strict=True):
+            write_numbers(folder, name, [(side, np.zeros(len(side.counts)))])
+            write_ids(folder, name, pa.int64(), integer_ids(folder, name, pa.int64(), salt), side.counts)
+        places = Places.read(folder, (pa.int64(), pa.int64()), settings, layout)
         offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")
         runs = [(f"{RUNS}/0", offset) for offset in offsets]
         row_blocks = merge_runs(engine, folder, settings, layout, runs, len(values), Portions())
         _finish(folder, settings, layout, found, row_blocks)
-        for name in (RUNS, DONE):
+        for name in (NUMBERS, RUNS, DONE):
             folder.remove(name)
     return open_blocks(path)
 
 
-def _read_counts(folder: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the numbers of ratings of users and items."""
-    users, items = (
-        folder.read_table(name, checksum, ["count"])["count"].to_numpy()
-        for name, checksum in folder.checksums(KIND.tables).items()
-    )
-    return users, items
+def _write_tables(
+    engine: Engine,
+    folder: Folder,
+    id_types: Sequence[pa.DataType],
+    settings: Settings,
+    counted: Sequence[Counted],
+    n_ranges: int,
+) -> None:
+    """Write the tables of users and items, once the strings among them are written down."""
+    for n, (name, side, id_type, salt) in enumerate(zip(KIND.tables, SIDES, id_types, settings.salts, strict=True)):
+        if folder.fs.isfile(folder.child(name)):
+            continue
+        counts = read_numbers(folder, name, "count")
+        if pa.types.is_integer(id_type):
+            ids = integer_ids(folder, name, id_type, salt)
+        else:
+            names = collect_names(engine, folder, side, len(counted), len(counts), n_ranges)
+            ids = checked(names, counts, settings.check_salt, sum(span.fingerprints[n] for span in counted) % 2**64)
+        write_ids(folder, name, id_type, ids, counts)
+    for name in NAMES, NUMBERS:
+        folder.remove(name)
 
 
 def _layout(

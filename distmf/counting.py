@@ -4,7 +4,7 @@ Every span of the input is counted by itself, into sorted files that are cut by 
 Then all counts of a range of hashes are merged at a time. Memory is bounded by the batches and by what is merged at a
 time, not by the number of ids.
 
-    counts/00012-users.arrow   hash, count, and the id if it is a string; one record batch for each bucket of hashes
+    counts/00012-users.arrow   hash, count; one record batch for each bucket of hashes
 """
 
 import itertools
@@ -15,13 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from dask._task_spec import Task
-from dask.typing import Key
 
-from distmf.buffers import give_back_idle_memory
-from distmf.engine import Engine, Graph, new_token, run_through_losses
+from distmf.engine import Engine, run_in_order
 from distmf.filesystem import opened
-from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, mix, salt
+from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, fingerprint, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
 from distmf.moments import Moments
@@ -35,6 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_CODES = 256  # distinct ratings that fit in one byte
 MAX_BUCKETS = 256
 HALF = np.uint64(32)
+SCHEMA = pa.schema({"high": pa.uint32(), "low": pa.uint32(), "count": pa.uint32()})
 COUNTS = "counts"
 Side = Literal["users", "items"]
 SIDES: tuple[Side, Side] = ("users", "items")
@@ -51,6 +49,11 @@ class Settings(NamedTuple):
     def salts(self) -> tuple[np.uint64, np.uint64]:
         """Salts of the hashes of user ids and of item ids."""
         return salt(self.seed, "user"), salt(self.seed, "item")
+
+    @property
+    def check_salt(self) -> np.uint64:
+        """Salt of fingerprints."""
+        return salt(self.seed, "check")
 
     def ids(self, batch: Batch) -> tuple[Ids, Ids]:
         """Return the users and the items of some ratings."""
@@ -110,16 +113,19 @@ class Counted(NamedTuple):
         Of its ratings.
     n_counts : tuple of int
         Counts of users and of items that it wrote.
+    fingerprints : tuple of int
+        Of the users and of the items of its ratings to train on, if they are strings.
     """
 
     values: Values
     n_counts: tuple[int, int]
+    fingerprints: tuple[int, int]
 
     @classmethod
     def of_json(cls, found: list[Any]) -> "Counted":
         """Return what `run_stage` returns for one."""
-        (distinct, low, high, moments), n_counts = found
-        return cls(Values(tuple(distinct), low, high, Moments(*moments)), tuple(n_counts))
+        (distinct, low, high, moments), n_counts, fingerprints = found
+        return cls(Values(tuple(distinct), low, high, Moments(*moments)), tuple(n_counts), tuple(fingerprints))
 
 
 def count_ratings(
@@ -159,6 +165,7 @@ def _count_span(
 ) -> Counted:
     values: list[Values] = []
     counters = [_Counter(salt, portions.counts) for salt in settings.salts]
+    fingerprints = [0, 0]
     flushed: list[list[str]] = [[], []]  # files of users and of items that had to be written meanwhile
 
     def flush() -> None:
@@ -170,8 +177,10 @@ def _count_span(
         values.append(Values.of(batch.rating))
         sides = settings.ids(batch)
         is_train = settings.is_train(*sides)
-        for counter, ids in zip(counters, sides, strict=True):
+        for n, (counter, ids) in enumerate(zip(counters, sides, strict=True)):
             counter.add(ids, is_train)
+            if not ids.are_integers:
+                fingerprints[n] += fingerprint(ids.array, is_train, settings.check_salt)
         if sum(map(len, counters)) > portions.counts:
             flush()
     n_counts = []
@@ -180,7 +189,8 @@ def _count_span(
         n_counts.append(_write(folder, _file(span, side), _merged(folder, names, rest, n_buckets)))
         for name in names:
             folder.remove(name)
-    return Counted(sum(values[1:], values[0]), (n_counts[0], n_counts[1]))
+    users, items = (found % 2**64 for found in fingerprints)
+    return Counted(sum(values[1:], values[0]), (n_counts[0], n_counts[1]), (users, items))
 
 
 class _Counter:
@@ -214,13 +224,13 @@ class _Counter:
         parts = self._parts
         parts.append(IdCounts.of(ids, is_train))
         while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
-            parts[-2:] = [IdCounts.merge(parts[-2:])]
+            parts[-2:] = [IdCounts.merge(parts[-2:])[0]]
 
     def take(self) -> IdCounts:
         """Return all counts, and begin again."""
         parts = self._parts + ([self._close.take(self._salt)] if self._close and self._close.n else [])
         self._parts, self._close = [], None
-        return IdCounts.merge(parts)
+        return IdCounts.merge(parts)[0]
 
 
 def _buckets(counts: IdCounts, n_buckets: int) -> Iterator[IdCounts]:
@@ -228,8 +238,7 @@ def _buckets(counts: IdCounts, n_buckets: int) -> Iterator[IdCounts]:
     edges = np.arange(n_buckets, dtype=np.uint64) << np.uint64(65 - n_buckets.bit_length())
     bounds = np.append(np.searchsorted(counts.hashes, edges), len(counts.hashes)).tolist()
     for begin, end in itertools.pairwise(bounds):
-        ids = None if counts.ids is None else counts.ids[begin:end]
-        yield IdCounts(counts.hashes[begin:end], counts.counts[begin:end], ids)
+        yield IdCounts(counts.hashes[begin:end], counts.counts[begin:end])
 
 
 def _merged(
@@ -238,7 +247,7 @@ def _merged(
     """Yield the counts of each bucket in some files and in `rest`."""
     for bucket in range(n_buckets):
         parts = [_read(folder, name, bucket, bucket + 1) for name in names] + ([next(rest)] if rest else [])
-        yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)
+        yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)[0]
 
 
 def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
@@ -246,39 +255,32 @@ def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
 
     Hashes are written as the gaps between them, in halves: those that are mostly zeros are compressed.
     """
-    first = next(buckets)
-    names = ["high", "low", "count", *(["id"] if first.ids is not None else [])]
-    schema = pa.schema([(n, pa.large_string() if n == "id" else pa.uint32()) for n in names])
     options, n_counts = pa.ipc.IpcWriteOptions(compression="zstd"), 0
-    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), schema, options=options) as out:
-        for counts in itertools.chain([first], buckets):
+    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), SCHEMA, options=options) as out:
+        for counts in buckets:
             gaps = np.diff(counts.hashes, prepend=np.uint64(0))
-            columns = [(gaps >> HALF).astype(np.uint32), gaps.astype(np.uint32), counts.counts.astype(np.uint32)]
-            out.write_batch(pa.record_batch([*columns, *([] if counts.ids is None else [counts.ids])], schema=schema))
+            columns = gaps >> HALF, gaps & (1 << HALF) - 1, counts.counts
+            out.write_batch(pa.record_batch([column.astype(np.uint32) for column in columns], schema=SCHEMA))
             n_counts += len(gaps)
     return n_counts
 
 
 def merge_counts(
     engine: Engine, folder: Folder, counted: Sequence[Counted], side: Side, n_buckets: int, portions: Portions
-) -> Iterator[IdCounts]:
-    """Yield the counts of one side of all spans together, by ascending hash: as much at a time as is merged at once."""
+) -> Iterator[tuple[IdCounts, npt.NDArray[np.intp]]]:
+    """Yield the counts of one side of all spans together, by ascending hash: as much at a time as is merged at once.
+
+    And the span that each id comes up in first.
+    """
     n_counts = sum(span.n_counts[SIDES.index(side)] for span in counted)
     n_groups = min(n_buckets, -(-n_counts // portions.counts))
     edges = np.linspace(0, n_buckets, n_groups + 1).astype(int).tolist()
     names = [_file(span, side) for span in range(len(counted))]
-    ranges = list(itertools.pairwise(edges))
-    for first in range(0, n_groups, engine.n_slots):
-        token, some = new_token(), ranges[first : first + engine.n_slots]
-        keys: list[Key] = [(f"merge-{side}-{token}", n) for n in range(len(some))]
-        tasks: dict[Key, Any] = {
-            key: Task(key, _merge_buckets, folder, names, *edges) for key, edges in zip(keys, some, strict=True)
-        }
-        yield from run_through_losses(engine, Graph(tasks), keys)
-        give_back_idle_memory()
+    calls = [(_merge_buckets, folder, names, *some) for some in itertools.pairwise(edges)]
+    yield from run_in_order(engine, f"merge-{side}", calls)
 
 
-def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> IdCounts:
+def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> tuple[IdCounts, npt.NDArray[np.intp]]:
     return IdCounts.merge([_read(folder, name, begin, end) for name in names])
 
 
@@ -287,9 +289,8 @@ def _read(folder: Folder, name: str, begin: int, end: int) -> IdCounts:
     with opened(folder.fs, folder.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
         batches = [reader.get_batch(n) for n in range(begin, end)]
     gaps = [batch["high"].to_numpy().astype(np.uint64) << HALF | batch["low"].to_numpy() for batch in batches]
-    table = pa.Table.from_batches(batches)
-    ids = table["id"].combine_chunks() if "id" in table.column_names else None
-    return IdCounts(np.concatenate([np.cumsum(some) for some in gaps]), table["count"].to_numpy().astype(np.int64), ids)
+    counts = np.concatenate([batch["count"].to_numpy() for batch in batches])
+    return IdCounts(np.concatenate([np.cumsum(some) for some in gaps]), counts.astype(np.int64))
 
 
 def _file(span: int, side: Side) -> str:

@@ -5,12 +5,14 @@ Every engine computes the same values from the same graph; which tasks run where
 
 import logging
 import uuid
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from dask._task_spec import Task
 from dask.typing import Key
 
+from distmf.buffers import give_back_idle_memory
 from distmf.errors import GraphLostError
 
 logger = logging.getLogger(__name__)
@@ -145,3 +147,13 @@ def run_through_losses(engine: Engine, graph: Graph, keys: Sequence[Key], on_don
         except GraphLostError as err:
             logger.warning("%s; sending them again", err)
     return engine.run(graph, keys, on_done)
+
+
+def run_in_order(engine: Engine, name: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Yield what calls (a function and its arguments each) return, in order; no more than run at once are held."""
+    for first in range(0, len(calls), engine.n_slots):
+        token, some = new_token(), calls[first : first + engine.n_slots]
+        keys: list[Key] = [(f"{name}-{token}", n) for n in range(len(some))]
+        tasks: dict[Key, Any] = {key: Task(key, *call) for key, call in zip(keys, some, strict=True)}
+        yield from run_through_losses(engine, Graph(tasks), keys)
+        give_back_idle_memory()

@@ -1,20 +1,18 @@
 """Raw ids, their hashes, and how often each occurs.
 
 Every id has a 64-bit hash that depends on a salt and on nothing else. Integers are hashed by a bijection, so their
-hashes are as good as the ids themselves; strings that hash alike are found when the ids are counted.
+hashes are as good as the ids themselves; strings that hash alike are found by their fingerprints.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from distmf.compiled import compiled
-from distmf.errors import RatingsError
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -100,6 +98,19 @@ def _hash_strings(offsets, data, salt):
     return hashes
 
 
+def integers_of(hashes: Hashes, salt: np.uint64) -> Numbers:
+    """Return the integer ids that have these hashes; those from 2⁶³ on become negative."""
+    return (unmix(hashes) ^ salt).view(np.int64)
+
+
+def fingerprint(ids: pa.Array, counts: npt.NDArray[Any], salt: np.uint64) -> int:
+    """Return the sum, modulo 2⁶⁴, of the hashes of ids, each as often as it counts.
+
+    It is the same for all ratings as for the ids and their counts, unless two ids were taken for one.
+    """
+    return int(np.sum(hash_ids(ids, salt) * counts.astype(np.uint64), dtype=np.uint64))
+
+
 def as_integers(ids: pa.Array) -> Numbers:
     """Return integer ids as int64; those from 2⁶³ on become negative."""
     return np.asarray(ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False))
@@ -164,7 +175,7 @@ class CloseCounts:
         offsets = np.flatnonzero(self._seen)
         hashes = hash_ids(pa.array(offsets + self._low), salt)
         order = np.argsort(hashes)
-        return IdCounts(hashes[order], self._counts[offsets[order]].astype(np.int64), None)
+        return IdCounts(hashes[order], self._counts[offsets[order]].astype(np.int64))
 
 
 @compiled()
@@ -188,74 +199,39 @@ class IdCounts(NamedTuple):
         Strictly ascending.
     counts : int64, shape (n,)
         Ratings to train on; 0 for an id that is only held out.
-    ids : pa.Array or None, shape (n,)
-        The ids, if they are strings; integers can be computed from the hashes.
     """
 
     hashes: Hashes
     counts: Numbers
-    ids: pa.Array | None
-
-    def raw_ids(self, id_type: pa.DataType, salt: np.uint64) -> pa.Array:
-        """Return the ids, of a type; `salt` is that of the hashes."""
-        if self.ids is not None:
-            return self.ids
-        return pa.array((unmix(self.hashes) ^ salt).view(np.int64).astype(id_type.to_pandas_dtype()))
 
     @classmethod
     def of(cls, ids: Ids, is_train: npt.NDArray[np.bool_]) -> Self:
         """Count the ids of one batch."""
-        distinct, counts = _tally(ids.hashes, is_train)
-        if ids.are_integers:
-            return cls(distinct, counts, None)
-        names = ids.array.unique()
-        name_hashes = hash_ids(names, ids.salt)
-        name_order = np.argsort(name_hashes)
-        names = names.take(pa.array(name_order))
-        _refuse_collisions(name_hashes[name_order], names)
-        return cls(distinct, counts, names)
+        distinct, counts = np.unique(ids.hashes, return_counts=True)
+        if not is_train.all():
+            some, n_some = np.unique(ids.hashes[is_train], return_counts=True)
+            counts[:] = 0
+            counts[np.searchsorted(distinct, some)] = n_some
+        return cls(distinct, counts)
 
     @classmethod
     def of_range(cls, ids: Numbers, n: int, salt: np.uint64) -> Self:
         """Count ids from 0 to n - 1, those that do not occur included; all are to train on."""
         hashes = hash_ids(pa.array(np.arange(n)), salt)
         order = np.argsort(hashes)
-        return cls(hashes[order], np.bincount(ids, minlength=n)[order], None)
+        return cls(hashes[order], np.bincount(ids, minlength=n)[order])
 
     @classmethod
-    def merge(cls, parts: Sequence[Self]) -> Self:
-        """Add the counts of several parts; the result does not depend on their order."""
+    def merge(cls, parts: Sequence[Self]) -> tuple[Self, npt.NDArray[np.intp]]:
+        """Add the counts of several parts, and say which part each id comes from first.
+
+        The sums do not depend on the order of the parts.
+        """
         hashes = np.concatenate([part.hashes for part in parts])
         order = np.argsort(hashes, kind="stable")  # runs that are sorted already: a merge
         hashes = hashes[order]
-        is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
+        firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
         counts = np.concatenate([part.counts for part in parts])[order]
-        counts = np.add.reduceat(counts, np.flatnonzero(is_first)) if len(hashes) else counts
-        ids = None
-        if parts[0].ids is not None:
-            ids = pa.concat_arrays([part.ids for part in parts]).take(pa.array(order))
-            _refuse_collisions(hashes, ids)
-            ids = ids.filter(pa.array(is_first))
-        return cls(hashes[is_first], counts, ids)
-
-
-def _tally(hashes: Hashes, is_train: npt.NDArray[np.bool_]) -> tuple[Hashes, Numbers]:
-    """Sort hashes; return the distinct ones, ascending, and the ratings to train on of each."""
-    trained = None if is_train.all() else hashes[is_train]
-    hashes = np.sort(hashes)
-    ends = np.append(np.flatnonzero(hashes[1:] != hashes[:-1]), len(hashes) - 1)[: len(hashes)] + 1
-    distinct, counts = hashes[ends - 1], np.diff(ends, prepend=0)
-    if trained is not None:
-        some, n_some = _tally(trained, np.ones(len(trained), dtype=np.bool_))
-        counts[:] = 0
-        counts[np.searchsorted(distinct, some)] = n_some
-    return distinct, counts
-
-
-def _refuse_collisions(hashes: Hashes, ids: pa.Array) -> None:
-    same = np.flatnonzero(hashes[1:] == hashes[:-1])
-    left, right = ids.take(pa.array(same)), ids.take(pa.array(same + 1))
-    differ = np.flatnonzero(pc.not_equal(left, right).to_numpy(zero_copy_only=False))
-    if len(differ):
-        a, b = (side[int(differ[0])].as_py() for side in (left, right))
-        raise RatingsError(f"the ids {a!r} and {b!r} have the same 64-bit hash; choose another seed")
+        counts = np.add.reduceat(counts, firsts) if len(hashes) else counts
+        sources = np.repeat(np.arange(len(parts)), [len(part.hashes) for part in parts])
+        return cls(hashes[firsts], counts), sources[order[firsts]]

@@ -26,10 +26,11 @@ SMALLEST_PORTION = 1 << 15
 DEFAULT_SHARE = 7 / 8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass, besides strings: decoded, hashed, located, sorted
-BATCH_STRINGS = 4  # times that the strings of a rating are there: as they are decoded, converted, joined, and for a run
+BATCH_STRINGS = 6  # times that the strings of a rating are there: decoded, converted, joined, and those written down
 KEPT_BYTES = 20  # of a rating that is kept, besides strings: two 64-bit ids, and its value
-COUNT_BYTES = 80  # of a count of an id, besides the string: in parts, and while they are merged
-COUNT_STRINGS = 6  # times that the string of a count is there: in parts, joined, in order, and once each
+COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
+NAME_BYTES = 32  # of an id that is a string, besides the string, while those of a range of numbers are put in order
+NAME_STRINGS = 4  # times that the string is there then: read, joined, in order, and on its way to the table
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
 SORT_BYTES = 200  # of a rating of the block that is put in order
 NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
@@ -154,7 +155,7 @@ class Portions(NamedTuple):
             )
         # Batches get a half, and counts the other; in the second pass that is left to the ids.
         share = ((limit - LIBRARIES - needs.ids) // threads - READER_BYTES) // 2
-        n_bytes = least.batch_bytes + 16, least.count_bytes, 4 * RECORD_BYTES
+        n_bytes = least.batch_bytes + 16, COUNT_BYTES, 4 * RECORD_BYTES
         batch, counts, records = (
             max(SMALLEST_PORTION, min(usual, share // n)) for usual, n in zip(cls()[:3], n_bytes, strict=True)
         )
@@ -168,9 +169,9 @@ class Portions(NamedTuple):
         return BATCH_BYTES + BATCH_STRINGS * 2 * self.string
 
     @property
-    def count_bytes(self) -> int:
-        """Of a count."""
-        return COUNT_BYTES + COUNT_STRINGS * self.string
+    def names(self) -> int:
+        """Ids that are strings, put in order at once: they take as much as the counts do."""
+        return max(1, COUNT_BYTES * self.counts // (NAME_BYTES + NAME_STRINGS * self.string))
 
 
 class BlockingBytes(NamedTuple):
@@ -212,7 +213,7 @@ def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: 
         LIBRARIES,
         NUMBERED_BYTES * n_ids,
         threads * (READER_BYTES + portions.batch_bytes * portions.batch),
-        threads * portions.count_bytes * portions.counts,
+        threads * COUNT_BYTES * portions.counts,
         portions.kept,
         threads * (RECORD_BYTES * max(portions.records, largest_block) + SORT_BYTES * largest_block),
     )

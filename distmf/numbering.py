@@ -4,7 +4,6 @@ Sorting the distinct hashes of ids numbers the ids: that is a random permutation
 the input, and looking a number up is a search in a sorted array of evenly spread values.
 """
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.compiled import compiled
-from distmf.ids import MAX_SPREAD, Hashes, Ids, Numbers, as_integers, hash_ids
+from distmf.ids import MAX_SPREAD, Hashes, Ids, Numbers, as_integers, hash_ids, integers_of
 
 
 class Numbering(Protocol):
@@ -98,24 +97,13 @@ def _look_up(table, low, n, ids, numbers):
         numbers[t] = table[place] if place < np.uint64(len(table)) else n
 
 
-def number_ids(ids: Iterable[pa.Array], salt: np.uint64) -> Numbering:
-    """Return the numbering of ids that are given piece by piece in the order of their numbers.
-
-    `salt` is that of the hashes.
-    """
-    integers: list[Numbers] = []
-    hashes: list[Hashes] = []
-    for piece in ids:  # of which strings are not kept
-        if pa.types.is_integer(piece.type):
-            integers.append(as_integers(piece))
-        else:
-            hashes.append(hash_ids(piece, salt))
-    if hashes:
-        return HashNumbering(np.concatenate(hashes))
-    numbers = np.concatenate(integers)
-    if len(numbers) < 2**32 and int(numbers.max()) - int(numbers.min()) < MAX_SPREAD * len(numbers):
-        return CloseNumbering(numbers)
-    return HashNumbering(hash_ids(pa.array(numbers), salt))
+def number_ids(hashes: Hashes, id_type: pa.DataType, salt: np.uint64) -> Numbering:
+    """Return the numbering of ids of a type, given their hashes in ascending order, and the salt of these."""
+    if pa.types.is_integer(id_type):
+        integers = integers_of(hashes, salt)
+        if len(hashes) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(hashes):
+            return CloseNumbering(integers)
+    return HashNumbering(hashes)
 
 
 class IdMap:

@@ -1,47 +1,81 @@
-"""The tables of users and items in a folder of blocks: ids and their counts in the order of their numbers.
+"""Tables of ids: those of users and items in a folder of blocks, and those that number them while it is made.
 
-They are written and read a piece at a time: there may be more ids than memory holds, and strings are of any length.
+Both have the ids in the order of their numbers, which is that of their hashes. They are written a piece at a time:
+there may be more ids than memory holds, and strings are of any length.
+
+users.parquet            ids, and their ratings to train on
+numbers/users.parquet    their hashes, their ratings to train on, and the span of the input that each comes up in first
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmf.blocks import KIND
 from distmf.filesystem import opened
-from distmf.ids import IdCounts
+from distmf.ids import IdCounts, Numbers, integers_of
 from distmf.store import Folder
 
 PIECE_ROWS = 1 << 17
+NUMBERS = "numbers"
+NUMBERED = pa.schema({"hash": pa.uint64(), "count": pa.int64(), "span": pa.uint8()})
 
 
-def write_ids(folder: Folder, name: str, id_type: pa.DataType, salt: np.uint64, parts: Iterable[IdCounts]) -> None:
-    """Write the table of one side, given its counts part by part, by ascending hash; `salt` is that of the hashes."""
+def write_numbers(folder: Folder, name: str, parts: Iterable[tuple[IdCounts, npt.NDArray[Any]]]) -> None:
+    """Write the table that numbers one side, given part by part, by ascending hash: counts, and spans."""
+    columns = ([*counts, spans.astype(np.uint8)] for counts, spans in parts)
+    folder.write_table(f"{NUMBERS}/{name}", NUMBERED, (pa.record_batch(some, schema=NUMBERED) for some in columns))
+
+
+def read_numbers(folder: Folder, name: str, column: str) -> npt.NDArray[Any]:
+    """Return a column of it."""
+    return np.concatenate(list(_column(folder, f"{NUMBERS}/{name}", column)))
+
+
+def integer_ids(folder: Folder, name: str, id_type: pa.DataType, salt: np.uint64) -> Iterator[pa.Array]:
+    """Yield the integers, of a type, that it numbers; `salt` is that of the hashes."""
+    for hashes in _column(folder, f"{NUMBERS}/{name}", "hash"):
+        yield pa.array(integers_of(hashes, salt).astype(id_type.to_pandas_dtype()))
+
+
+def read_counts(folder: Folder, name: str) -> Numbers | None:
+    """Return the ratings to train on of each id of a side, from whichever of its tables is there, or None."""
+    for table in name, f"{NUMBERS}/{name}":
+        if folder.fs.isfile(folder.child(table)):
+            return np.concatenate(list(_column(folder, table, "count")))
+    return None
+
+
+def _column(folder: Folder, table: str, column: str) -> Iterator[npt.NDArray[Any]]:
+    for group in folder.read_row_groups(table, [column]):
+        yield group[column].to_numpy()
+
+
+def write_ids(folder: Folder, name: str, id_type: pa.DataType, ids: Iterable[pa.Array], counts: Numbers) -> None:
+    """Write the table of one side, given its ids part by part, and all counts."""
     schema = pa.schema({"id": id_type, "count": pa.int64()})
-    tables = (pa.table([part.raw_ids(id_type, salt), part.counts], schema=schema) for part in parts)
-    folder.write_table(name, schema, _pieces(tables))
+    folder.write_table(name, schema, _pieces(ids, counts, schema))
 
 
-def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of tables in pieces that do not depend on how many rows each of these has."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= PIECE_ROWS:
-            joined = pa.concat_tables(waiting)
-            n_whole = len(joined) // PIECE_ROWS * PIECE_ROWS
-            for begin in range(0, n_whole, PIECE_ROWS):
-                yield from joined.slice(begin, PIECE_ROWS).combine_chunks().to_batches()
-            waiting = [joined.slice(n_whole)]
-    yield from pa.concat_tables(waiting).combine_chunks().to_batches()
+def _pieces(ids: Iterable[pa.Array], counts: Numbers, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield rows of the table in pieces that do not depend on how many ids each part has."""
+    waiting, begin = pa.table({"id": pa.array([], schema.field("id").type)}), 0
 
+    def piece(n_rows: int) -> pa.RecordBatch:
+        nonlocal waiting, begin
+        some = waiting.slice(0, n_rows)["id"].combine_chunks()
+        waiting, begin = waiting.slice(n_rows), begin + n_rows
+        return pa.record_batch([some, counts[begin - n_rows : begin]], schema=schema)
 
-def read_ids(folder: Folder, name: str, checksum: int) -> Iterator[pa.Array]:
-    """Yield the ids of one side, piece by piece."""
-    for table in folder.read_row_groups(name, checksum, ["id"]):
-        yield table["id"].combine_chunks()
+    for part in ids:
+        waiting = pa.concat_tables([waiting, pa.table({"id": part})])
+        while len(waiting) >= PIECE_ROWS:
+            yield piece(PIECE_ROWS)
+    yield piece(len(waiting))
 
 
 def string_bytes(folder: Folder) -> int:

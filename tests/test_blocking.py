@@ -19,7 +19,7 @@ from distmf.blocks import PARTS, Blocks, Part
 from distmf.errors import GraphLostError, MemoryBudgetError, RatingsError, StoreError
 from distmf.grid import BlockKey, Shape
 from distmf.lock import driver_lock
-from distmf.memory import Portions
+from distmf.memory import SMALLEST_PORTION, Portions
 from distmf.store import Folder
 from distmf.threads import ThreadEngine
 from tests.helpers import files, random_ratings, write
@@ -254,18 +254,20 @@ def test_block_ratings__goes_on_with_another_number_of_threads(
     assert files(Path(blocks.path)) == expected
 
 
-@pytest.mark.parametrize("kind", ["integers", "far integers"])
-@pytest.mark.parametrize("counts", [5_000, 1 << 21])
+@pytest.mark.parametrize("kind", ["integers", "far integers", "strings"])
+@pytest.mark.parametrize("counts", [SMALLEST_PORTION, 1 << 21])
 def test_block_ratings__takes_little_space_beside_the_blocks(
     kind: str, counts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng, n = np.random.default_rng(0), 500_000
-    names = pa.array(np.arange(30_000) if kind == "integers" else rng.integers(0, 2**63, 30_000))
-    users, items = (names.take(pa.array(rng.integers(0, size, n))) for size in (30_000, 3_000))
+    rng, n = np.random.default_rng(0), 1_000_000
+    names = pa.array(np.arange(60_000) if kind == "integers" else rng.integers(0, 2**63, 60_000))
+    if kind == "strings":
+        names = pa.array([rng.bytes(8).hex() for _ in range(60_000)])
+    users, items = (names.take(pa.array(rng.integers(0, size, n))) for size in (60_000, 6_000))
     columns = {"user_id": users, "item_id": items, "rating": rng.choice([1.0, 2.0, 3.0, 4.5], n)}
-    source = write(tmp_path / "r.parquet", columns, row_group_size=20_000)
+    source = write(tmp_path / "r.parquet", columns, row_group_size=40_000)
     monkeypatch.setattr("distmf.blocking.SMALLEST_SPAN", 1000)
-    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: Portions(10_000, counts, 10_000))
+    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: Portions(20_000, counts, 20_000))
     sizes = []
 
     def measured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -276,7 +278,8 @@ def test_block_ratings__takes_little_space_beside_the_blocks(
 
         return wrapped
 
-    for step in "counting._count_span", "blocking.write_ids", "scattering._scatter_span", "merging._merge_row_block":
+    steps = "counting._count_span", "blocking.write_numbers", "scattering._scatter_span", "merging._merge_row_block"
+    for step in *steps, "blocking.write_ids":
         monkeypatch.setattr(f"distmf.{step}", measured(pkgutil.resolve_name(f"distmf.{step}")))
     blocks = block_ratings(source, tmp_path / "b", threads=1)
     result = sum(len(data) for data in files(Path(blocks.path)).values())

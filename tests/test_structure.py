@@ -19,7 +19,7 @@ LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine encoding
 compiled vectors kernel store grid stepsize history threads cluster
 ids moments schedule ratings matrix factors lock engines
-numbering
+numbering names
 blocks jobs reading
 tables
 memory
@@ -43,7 +43,7 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 RESTRICTED = {
     "numba": {"compiled", "vectors"},
     "llvmlite": {"compiled", "vectors"},
-    "dask": {"engine", "threads", "cluster", "graph", "counting", "scattering", "merging", "jobs", "trainer", "rates"},
+    "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command"},
     "rich": {"options"},
