@@ -26,7 +26,7 @@ SMALLEST_PORTION = 1 << 15
 DEFAULT_SHARE = 7 / 8  # of the memory that the process may use: the rest is for files that are read and written
 READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass, besides strings: decoded, hashed, located, sorted
-BATCH_STRINGS = 6  # times that the strings of a rating are there: decoded, converted, joined, and those written down
+BATCH_STRINGS = 4  # times that the strings of a rating are there: decoded, converted, joined, and those written down
 KEPT_BYTES = 20  # of a rating that is kept, besides strings: two 64-bit ids, and its value
 COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
 NAME_BYTES = 32  # of an id that is a string, besides the string, while those of a range of numbers are put in order
@@ -153,12 +153,12 @@ class Portions(NamedTuple):
                 f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({_in_words(needs)}), "
                 f"but it may use {format_bytes(limit)}; {way_out} (--memory)"
             )
-        # Batches get a half, and counts the other; in the second pass that is left to the ids.
-        share = ((limit - LIBRARIES - needs.ids) // threads - READER_BYTES) // 2
-        n_bytes = least.batch_bytes + 16, COUNT_BYTES, 4 * RECORD_BYTES
-        batch, counts, records = (
-            max(SMALLEST_PORTION, min(usual, share // n)) for usual, n in zip(cls()[:3], n_bytes, strict=True)
-        )
+        # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
+        room, usual = (limit - LIBRARIES - needs.ids) // threads - READER_BYTES, cls()
+        batch = max(SMALLEST_PORTION, min(usual.batch, room // 2 // (least.batch_bytes + 16)))
+        rest = min(room // 2, room - batch * least.batch_bytes)
+        counts = max(SMALLEST_PORTION, min(usual.counts, rest // COUNT_BYTES))
+        records = max(SMALLEST_PORTION, min(usual.records, room // 2 // (4 * RECORD_BYTES)))
         portions = cls(batch, counts, records, string=string)
         left = 0 if portions.is_tight else (limit - blocking_bytes(portions, 0, 0, threads).total) // 2
         return portions._replace(kept=max(0, min(left, (KEPT_BYTES + 2 * string) * n_ratings)))

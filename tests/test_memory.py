@@ -121,8 +121,8 @@ def test_sizes__count_strings(ratings: Path, named_ratings: Path, tmp_path: Path
     some = sizes[1]._replace(string_bytes=0)
     models = [training_bytes(size, 2, 0, rows_on_disk=True).model for size in (some, sizes[1])]
     assert models[1] - models[0] == 3 * sizes[1].string_bytes
-    with pytest.raises(MemoryBudgetError, match=r"at least \d+\.\d MiB \(.*\), but it may use 270\.0 MiB"):
-        Portions.within(parse_bytes("270 MiB"), 2, 0, string=108)
+    with pytest.raises(MemoryBudgetError, match=r"at least \d+\.\d MiB \(.*\), but it may use 250\.0 MiB"):
+        Portions.within(parse_bytes("250 MiB"), 2, 0, string=108)
 
 
 def test_training_bytes__counts_every_term() -> None:
@@ -174,6 +174,22 @@ def test_portions__take_less_where_there_is_less() -> None:
     assert Portions.within(parse_bytes("400 MiB"), 2, 10**9).kept == 0
     with pytest.raises(MemoryBudgetError, match=r"--threads 2 needs at least \d+\.\d MiB .*, but it may use 150\.0"):
         Portions.within(parse_bytes("150 MiB"), 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("string", [0, 20, 108, 1000])
+@pytest.mark.parametrize("n_ids", [0, 300_000])
+def test_portions__fit(threads: int, string: int, n_ids: int) -> None:
+    fitting = 0
+    for limit in range(200 << 20, 8 << 30, 37 << 20):
+        try:
+            portions = Portions.within(limit, threads, 10**7, string, n_ids)
+        except MemoryBudgetError:
+            assert not fitting
+            continue
+        fitting += 1
+        assert blocking_bytes(portions, n_ids, 0, threads).total <= limit
+    assert fitting > 50
 
 
 def test_block_and_fit__refuse_before_any_work(tmp_path: Path) -> None:
