@@ -7,6 +7,7 @@ time, not by the number of ids.
     counts/00012-users.arrow   hash, count; one record batch for each bucket of hashes
 """
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.engine import Engine, run_in_order
-from distmf.filesystem import opened
 from distmf.ids import MAX_SPREAD, CloseCounts, IdCounts, Ids, fingerprint, mix, salt
 from distmf.jobs import run_stage
 from distmf.memory import Portions
@@ -245,9 +245,11 @@ def _merged(
     folder: Folder, names: Sequence[str], rest: Iterator[IdCounts] | None, n_buckets: int
 ) -> Iterator[IdCounts]:
     """Yield the counts of each bucket in some files and in `rest`."""
-    for bucket in range(n_buckets):
-        parts = [_read(folder, name, bucket, bucket + 1) for name in names] + ([next(rest)] if rest else [])
-        yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)[0]
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(folder.batches(name)) for name in names]
+        for bucket in range(n_buckets):
+            parts = [_counts([reader.get_batch(bucket)]) for reader in readers] + ([next(rest)] if rest else [])
+            yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)[0]
 
 
 def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
@@ -255,8 +257,8 @@ def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
 
     Hashes are written as the gaps between them, in halves: those that are mostly zeros are compressed.
     """
-    options, n_counts = pa.ipc.IpcWriteOptions(compression="zstd"), 0
-    with folder.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), SCHEMA, options=options) as out:
+    n_counts = 0
+    with folder.new_batches(name, SCHEMA) as out:
         for counts in buckets:
             gaps = np.diff(counts.hashes, prepend=np.uint64(0))
             columns = gaps >> HALF, gaps & (1 << HALF) - 1, counts.counts
@@ -281,13 +283,15 @@ def merge_counts(
 
 
 def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> tuple[IdCounts, npt.NDArray[np.intp]]:
-    return IdCounts.merge([_read(folder, name, begin, end) for name in names])
+    parts = []
+    for name in names:
+        with folder.batches(name) as reader:
+            parts.append(_counts([reader.get_batch(n) for n in range(begin, end)]))
+    return IdCounts.merge(parts)
 
 
-def _read(folder: Folder, name: str, begin: int, end: int) -> IdCounts:
+def _counts(batches: Sequence[pa.RecordBatch]) -> IdCounts:
     """Return the counts of some buckets."""
-    with opened(folder.fs, folder.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
-        batches = [reader.get_batch(n) for n in range(begin, end)]
     gaps = [batch["high"].to_numpy().astype(np.uint64) << HALF | batch["low"].to_numpy() for batch in batches]
     counts = np.concatenate([batch["count"].to_numpy() for batch in batches])
     return IdCounts(np.concatenate([np.cumsum(some) for some in gaps]), counts.astype(np.int64))

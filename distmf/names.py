@@ -18,7 +18,6 @@ import pyarrow as pa
 from distmf.compiled import compiled
 from distmf.engine import Engine, run_in_order
 from distmf.errors import RatingsError
-from distmf.filesystem import opened
 from distmf.ids import Numbers, fingerprint
 from distmf.store import Folder
 
@@ -95,11 +94,7 @@ def names_of_span(
     folder: Folder, side: str, spans: npt.NDArray[np.uint8], span: int, n_ranges: int, enough: int
 ) -> Iterator[Names]:
     """Yield what writes down the strings of a side and a span; the file is there at the end."""
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with (
-        folder.create(_file(span, side)) as file,
-        pa.ipc.new_file(pa.PythonFile(file), SCHEMA, options=options) as out,
-    ):
+    with folder.new_batches(_file(span, side), SCHEMA) as out:
         names = Names(out, spans, span, n_ranges, enough)
         yield names
         names.flush()
@@ -124,7 +119,7 @@ def collect_names(
 def _collect_range(folder: Folder, files: Sequence[str], n: int, n_ranges: int, begin: int, end: int) -> pa.Array:
     batches = []
     for name in files:
-        with opened(folder.fs, folder.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
+        with folder.batches(name) as reader:
             batches += [reader.get_batch(m) for m in range(n, reader.num_record_batches, n_ranges)]
     table = pa.Table.from_batches(batches, SCHEMA)
     numbers, names = _in_order(table["number"].to_numpy(), table["id"].combine_chunks())

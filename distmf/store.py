@@ -213,6 +213,19 @@ class Folder(NamedTuple):
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns, use_threads=False)
 
+    @contextlib.contextmanager
+    def new_batches(self, name: str, schema: pa.Schema) -> Iterator[Any]:
+        """Yield a writer of record batches, which are read again by their numbers; the file is there at the end."""
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with self.create(name) as file, pa.ipc.new_file(pa.PythonFile(file), schema, options=options) as writer:
+            yield writer
+
+    @contextlib.contextmanager
+    def batches(self, name: str) -> Iterator[Any]:
+        """Yield a reader of record batches."""
+        with opened(self.fs, self.child(name)) as file, pa.ipc.open_file(pa.PythonFile(file, mode="r")) as reader:
+            yield reader
+
     def _check(self, name: str, found: int, checksum: int) -> None:
         if found != checksum:
             raise StoreError(f"{self}: {name} does not match its checksum; restore it or make the folder again")
