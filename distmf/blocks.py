@@ -253,6 +253,10 @@ class Blocks:
         name = f"{side}s.parquet"
         return self.folder.read_table(name, self.checksums[name])
 
+    def id_type(self, side: Literal["user", "item"]) -> pa.DataType:
+        """Return the type of raw ids: an integer type, or `large_string`."""
+        return self.folder.schema(f"{side}s.parquet").field("id").type
+
     def counts(self, side: Literal["user", "item"]) -> npt.NDArray[np.int64]:
         """Return the numbers of ratings to train on, in the order of the row or column numbers."""
         name = f"{side}s.parquet"

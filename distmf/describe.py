@@ -43,7 +43,7 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
     per_block = np.array([entry.n_train for entry in blocks.entries.values()])
     n_bytes = sum(entry.length for entry in blocks.entries.values())
     n_all = blocks.n_ratings + blocks.n_holdout
-    ids = {side: str(blocks.ids(side).schema.field("id").type) for side in ("user", "item")}
+    ids = {side: str(blocks.id_type(side)) for side in ("user", "item")}
     found = {
         "kind": "blocks",
         "path": blocks.path,

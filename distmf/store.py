@@ -200,6 +200,11 @@ class Folder(NamedTuple):
             for batch in batches:
                 writer.write_batch(batch)
 
+    def schema(self, name: str) -> pa.Schema:
+        """Return the columns of a Parquet file."""
+        with opened(self.fs, self.child(name)) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            return parquet.schema_arrow
+
     def read_table(self, name: str, checksum: int, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file, all of it or some columns, if it has this checksum."""
         data = self.read(name)

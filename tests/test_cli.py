@@ -80,6 +80,11 @@ def test_train__from_blocks_and_from_raw_ratings_is_the_same(folder: Path, tmp_p
     assert without["holdout_rmse"] is None
 
 
+def test_inspect__reads_no_ids(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmf.blocks.Blocks.ids", None)  # there may be more of them than memory holds
+    assert "200 (int64)" in run("inspect", folder / "blocks").stdout
+
+
 def test_inspect__says_where_a_checkpoint_is(folder: Path, tmp_path: Path) -> None:
     settings = "--epochs", 5, "--rank", 8, "--checkpoint", tmp_path / "c"
     trained = as_json(run("train", folder / "blocks", tmp_path / "m", *settings, "--json"))
