@@ -94,6 +94,35 @@ def test_block_ratings__does_not_depend_on_order_or_files_or_threads(tmp_path: P
     assert files(tmp_path / "d") != found[0]
 
 
+@pytest.mark.parametrize("step", [None, "scattering._scatter_span", "blocking.write_ids", "merging._merge_row_block"])
+def test_block_ratings__writes_strings_down_wherever_they_come_up(
+    step: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = random_ratings(3000, 400, 90)
+    names = pa.array([f"user {n}" * (n % 5) + str(n) for n in table["user_id"].to_pylist()])
+    table = table.set_column(0, "user_id", names)
+    expected = block_ratings(write(tmp_path / "one.parquet", table), tmp_path / "expected", grid=(3, 2), holdout=0.3)
+    shuffled = table.take(pa.array(np.random.default_rng(1).permutation(len(table))))
+    source = write(tmp_path / "many.parquet", shuffled, row_group_size=150)
+    monkeypatch.setattr("distmf.blocking.SMALLEST_SPAN", 100)
+    monkeypatch.setattr("distmf.blocking.Portions.within", lambda *args: Portions(40, 60, 100, string=20))
+    if step is not None:  # killed in the middle, and begun again
+        original, calls = pkgutil.resolve_name(f"distmf.{step}"), []
+
+        def fail(*args: Any) -> Any:
+            calls.append(args)
+            if len(calls) == 2:
+                raise OSError("the disk is gone")
+            return original(*args)
+
+        monkeypatch.setattr(f"distmf.{step}", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            block_ratings(source, tmp_path / "b", grid=(3, 2), holdout=0.3, threads=2)
+    found = block_ratings(source, tmp_path / "b", grid=(3, 2), holdout=0.3, threads=2)
+    assert files(Path(found.path)) == files(Path(expected.path))
+    assert Counter(triples(found, "train") + triples(found, "holdout")) == Counter(as_triples(table))
+
+
 def test_block_ratings__holds_out_a_share_by_user_and_item(tmp_path: Path) -> None:
     table = random_ratings(20_000, 400, 200)
     source = write(tmp_path / "r.parquet", table)
