@@ -266,7 +266,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
         for name, side, salt in zip(KIND.tables, (users, items), settings.salts, strict=True):
-            write_numbers(folder, name, [(side, np.zeros(len(side.counts)))])
+            write_numbers(folder, name, [(side, np.zeros(len(side.counts), dtype=np.uint8))])
             write_ids(folder, name, pa.int64(), integer_ids(folder, name, pa.int64(), salt), side.counts)
         places = Places.read(folder, (pa.int64(), pa.int64()), settings, layout)
         offsets = write_runs(iter([batch]), settings, layout, places, folder, f"{RUNS}/0")

@@ -174,6 +174,9 @@ def _count_span(
             _write(folder, names[-1], _buckets(counter.take(), n_buckets))
 
     for batch in reading.first(span, ratings, portions.batch):
+        n_counts = sum(map(len, counters))
+        if n_counts > portions.counts // 2 and n_counts + 2 * len(batch.rating) > portions.counts:
+            flush()
         values.append(Values.of(batch.rating))
         sides = settings.ids(batch)
         is_train = settings.is_train(*sides)
@@ -181,16 +184,14 @@ def _count_span(
             counter.add(ids, is_train)
             if not ids.are_integers:
                 fingerprints[n] += fingerprint(ids.array, is_train, settings.check_salt)
-        if sum(map(len, counters)) > portions.counts:
-            flush()
-    n_counts = []
+    n_written = []
     for side, counter, names in zip(SIDES, counters, flushed, strict=True):
         rest = _buckets(counter.take(), n_buckets) if len(counter) or not names else None
-        n_counts.append(_write(folder, _file(span, side), _merged(folder, names, rest, n_buckets)))
+        n_written.append(_write(folder, _file(span, side), _merged(folder, names, rest, n_buckets)))
         for name in names:
             folder.remove(name)
     users, items = (found % 2**64 for found in fingerprints)
-    return Counted(sum(values[1:], values[0]), (n_counts[0], n_counts[1]), (users, items))
+    return Counted(sum(values[1:], values[0]), (n_written[0], n_written[1]), (users, items))
 
 
 class _Counter:
@@ -224,13 +225,13 @@ class _Counter:
         parts = self._parts
         parts.append(IdCounts.of(ids, is_train))
         while len(parts) > 1 and len(parts[-2].hashes) < 2 * len(parts[-1].hashes):
-            parts[-2:] = [IdCounts.merge(parts[-2:])[0]]
+            parts[-2:] = [IdCounts.merge(parts[-2:])]
 
     def take(self) -> IdCounts:
         """Return all counts, and begin again."""
         parts = self._parts + ([self._close.take(self._salt)] if self._close and self._close.n else [])
         self._parts, self._close = [], None
-        return IdCounts.merge(parts)[0]
+        return IdCounts.merge(parts)
 
 
 def _buckets(counts: IdCounts, n_buckets: int) -> Iterator[IdCounts]:
@@ -249,7 +250,7 @@ def _merged(
         readers = [stack.enter_context(folder.batches(name)) for name in names]
         for bucket in range(n_buckets):
             parts = [_counts([reader.get_batch(bucket)]) for reader in readers] + ([next(rest)] if rest else [])
-            yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)[0]
+            yield parts[0] if len(parts) == 1 else IdCounts.merge(parts)
 
 
 def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
@@ -269,7 +270,7 @@ def _write(folder: Folder, name: str, buckets: Iterator[IdCounts]) -> int:
 
 def merge_counts(
     engine: Engine, folder: Folder, counted: Sequence[Counted], side: Side, n_buckets: int, portions: Portions
-) -> Iterator[tuple[IdCounts, npt.NDArray[np.intp]]]:
+) -> Iterator[tuple[IdCounts, npt.NDArray[np.uint8]]]:
     """Yield the counts of one side of all spans together, by ascending hash: as much at a time as is merged at once.
 
     And the span that each id comes up in first.
@@ -282,12 +283,15 @@ def merge_counts(
     yield from run_in_order(engine, f"merge-{side}", calls)
 
 
-def _merge_buckets(folder: Folder, names: Sequence[str], begin: int, end: int) -> tuple[IdCounts, npt.NDArray[np.intp]]:
+def _merge_buckets(
+    folder: Folder, names: Sequence[str], begin: int, end: int
+) -> tuple[IdCounts, npt.NDArray[np.uint8]]:
     parts = []
     for name in names:
         with folder.batches(name) as reader:
             parts.append(_counts([reader.get_batch(n) for n in range(begin, end)]))
-    return IdCounts.merge(parts)
+    merged = IdCounts.merge(parts)
+    return merged, merged.sources(parts)
 
 
 def _counts(batches: Sequence[pa.RecordBatch]) -> IdCounts:

@@ -72,12 +72,17 @@ def hash_ids(ids: pa.Array, salt: np.uint64) -> Hashes:
 
 
 @compiled()
+def _mix(x):
+    """Do what `mix` does, in compiled code."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@compiled()
 def _hash_integers(numbers, salt, hashes):
     for n in range(len(hashes)):
-        x = numbers[n] ^ salt
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        hashes[n] = x ^ (x >> np.uint64(31))
+        hashes[n] = _mix(numbers[n] ^ salt)
 
 
 @compiled()
@@ -85,16 +90,15 @@ def _hash_strings(offsets, data, salt):
     hashes = np.empty(len(offsets) - 1, dtype=np.uint64)
     for n in range(len(hashes)):
         begin, end = offsets[n], offsets[n + 1]
-        x = salt ^ np.uint64(end - begin)
+        x = salt
         for word_begin in range(begin, end, 8):
             word = np.uint64(0)
             for byte in range(min(8, end - word_begin)):
                 word |= np.uint64(data[word_begin + byte]) << np.uint64(8 * byte)
-            x ^= word
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x ^= x >> np.uint64(31)
-        hashes[n] = x
+            x = _mix(x ^ word)
+        hashes[n] = _mix(
+            x ^ np.uint64(end - begin)
+        )  # last, as zeros fill the last word: what is XORed twice may cancel
     return hashes
 
 
@@ -222,16 +226,19 @@ class IdCounts(NamedTuple):
         return cls(hashes[order], np.bincount(ids, minlength=n)[order])
 
     @classmethod
-    def merge(cls, parts: Sequence[Self]) -> tuple[Self, npt.NDArray[np.intp]]:
-        """Add the counts of several parts, and say which part each id comes from first.
-
-        The sums do not depend on the order of the parts.
-        """
+    def merge(cls, parts: Sequence[Self]) -> Self:
+        """Add the counts of several parts; the result does not depend on their order."""
         hashes = np.concatenate([part.hashes for part in parts])
         order = np.argsort(hashes, kind="stable")  # runs that are sorted already: a merge
         hashes = hashes[order]
         firsts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
         counts = np.concatenate([part.counts for part in parts])[order]
         counts = np.add.reduceat(counts, firsts) if len(hashes) else counts
-        sources = np.repeat(np.arange(len(parts)), [len(part.hashes) for part in parts])
-        return cls(hashes[firsts], counts), sources[order[firsts]]
+        return cls(hashes[firsts], counts)
+
+    def sources(self, parts: Sequence[Self]) -> npt.NDArray[np.uint8]:
+        """Return the first of up to 256 parts that each id comes from, if this is what they are merged to."""
+        sources = np.zeros(len(self.hashes), dtype=np.uint8)
+        for n, part in reversed(list(enumerate(parts))):
+            sources[np.searchsorted(self.hashes, part.hashes)] = n
+        return sources

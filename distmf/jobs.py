@@ -64,7 +64,10 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
     is_of_use = True
     try:
         with driver_lock(folder):
-            if _what(folder) != what:
+            if (before := _what(folder)) != what:
+                if isinstance(before, dict) and _has_results(folder):
+                    other = ", ".join(name for name in what if before.get(name) != what[name])
+                    logger.warning("%s is begun anew: what was done of it is for another choice of %s", target, other)
                 _empty(folder)
                 folder.write(WHAT, json.dumps(what).encode())
             folder.remove_temporary_files()

@@ -4,7 +4,7 @@ Amounts are those at the peak, of memory that is really the process's own: the p
 not count, as the system takes them back when it needs them. The plan for the workers of a cluster is in `footprint`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from distmf.blocks import Blocks
 from distmf.buffers import IDLE_SHARE
 from distmf.errors import MemoryBudgetError
-from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
+from distmf.grid import LANES, MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import format_bytes, parse_bytes
 from distmf.tables import string_bytes
@@ -28,7 +28,7 @@ READER_BYTES = 16 << 20  # of a thread that reads Parquet, besides the ratings
 BATCH_BYTES = 100  # of a rating on its way through either pass, besides strings: decoded, hashed, located, sorted
 BATCH_STRINGS = 4  # times that the strings of a rating are there: decoded, converted, joined, and those written down
 KEPT_BYTES = 20  # of a rating that is kept, besides strings: two 64-bit ids, and its value
-COUNT_BYTES = 80  # of a count of an id: in parts, and while they are merged
+COUNT_BYTES = 88  # of a count of an id: in parts, and while they are merged
 NAME_BYTES = 32  # of an id that is a string, besides the string, while those of a range of numbers are put in order
 NAME_STRINGS = 4  # times that the string is there then: read, joined, in order, and on its way to the table
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
@@ -148,10 +148,10 @@ class Portions(NamedTuple):
         least = cls(SMALLEST_PORTION, SMALLEST_PORTION, SMALLEST_PORTION, string=string)
         needs = blocking_bytes(least, n_ids, 0, threads)
         if needs.total > limit:
-            way_out = "take fewer threads, or allow more" if threads > 1 else "allow more"
+            fewer = _fewer(threads, lambda n: blocking_bytes(least, n_ids, 0, n).total <= limit)
             raise MemoryBudgetError(
                 f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({_in_words(needs)}), "
-                f"but it may use {format_bytes(limit)}; {way_out} (--memory)"
+                f"but it may use {format_bytes(limit)}; {_ways_out(fewer)}"
             )
         # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
         room, usual = (limit - LIBRARIES - needs.ids) // threads - READER_BYTES, cls()
@@ -227,12 +227,21 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
     MemoryBudgetError
         If it does not fit in `limit`; the message says what would.
     """
-    needs = blocking_bytes(portions, sizes.n_ids, sizes.largest_ratings, threads)
+
+    def needed(shape: Shape, threads: int) -> BlockingBytes:
+        largest = sizes.largest_ratings if shape == sizes.shape else sizes.on(shape).largest_ratings
+        return blocking_bytes(portions, sizes.n_ids, largest, threads)
+
+    needs = needed(sizes.shape, threads)
     if needs.total > limit:
+        shapes = finer_shapes(sizes.shape, sizes.n_users)
+        finer = next((shape for shape in shapes if needed(shape, threads).total <= limit), None)
+        grid = f"take --grid {finer.rows}x{finer.cols}" if finer else None
+        fewer = _fewer(threads, lambda n: needed(sizes.shape, n).total <= limit)
         raise MemoryBudgetError(
             f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} to sort "
             f"the largest, of {sizes.largest_ratings:,} ratings ({_in_words(needs)}), but it may use "
-            f"{format_bytes(limit)}; take a finer grid (--grid){_fewer(threads)}, or allow more (--memory)"
+            f"{format_bytes(limit)}; {_ways_out(grid, fewer)}"
         )
     return needs
 
@@ -356,14 +365,24 @@ def _in_words(needs: BlockingBytes | TrainingBytes) -> str:
 
 def _way_out(sizes: Sizes, threads: int, limit: int) -> str:
     """Return what would fit."""
-    shapes = finer_shapes(sizes.shape, sizes.n_users)
+    shapes, ranks = finer_shapes(sizes.shape, sizes.n_users), range((sizes.rank - 1) // LANES * LANES, 0, -LANES)
     finer = next((shape for shape in shapes if training_fits(sizes.on(shape), threads, limit)), None)
-    grids = "" if finer is None else f"block again with --grid {finer.rows}x{finer.cols}, "
-    return f"{grids}take a lower rank{_fewer(threads)}, or allow more (--memory)"
+    lower = next((rank for rank in ranks if training_fits(sizes._replace(rank=rank), threads, limit)), None)
+    return _ways_out(
+        f"block again with --grid {finer.rows}x{finer.cols}" if finer else None,
+        f"take --rank {lower}" if lower else None,
+        _fewer(threads, lambda n: training_fits(sizes, n, limit)),
+    )
 
 
-def _fewer(threads: int) -> str:
-    return " or fewer threads" if threads > 1 else ""
+def _fewer(threads: int, fits: Callable[[int], bool]) -> str | None:
+    """Return the most threads with which it fits, as a way out."""
+    fewer = next((n for n in range(threads - 1, 0, -1) if fits(n)), None)
+    return f"take --threads {fewer}" if fewer else None
+
+
+def _ways_out(*ways: str | None) -> str:
+    return ", ".join([*filter(None, ways), f"{'or ' if any(ways) else ''}allow more (--memory)"])
 
 
 def finer_shapes(shape: Shape, n_users: int) -> Iterator[Shape]:

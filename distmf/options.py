@@ -117,7 +117,7 @@ rating_option = click.option("--rating", metavar="COLUMN", help="Column of the r
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
 memory_option = click.option(
-    "--memory", type=Size(), help="Memory that training may use.  [default: 4/5 of this process's limit]"
+    "--memory", type=Size(), help="Memory that this process may use.  [default: seven eighths of its limit]"
 )
 rank_option = click.option(
     "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"

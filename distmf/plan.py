@@ -11,8 +11,9 @@ from typing import NamedTuple
 from distmf.errors import MemoryBudgetError
 from distmf.footprint import Inputs, WorkerBytes, block_bytes, factor_bytes, miss_share, most_rows, worker_bytes
 from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
-from distmf.memory import Sizes, TrainingBytes, both_ways
+from distmf.memory import Sizes, TrainingBytes, both_ways, finer_shapes
 from distmf.simulation import Cluster, Simulated, Split, Work, count_moves, simulate
+from distmf.sizes import format_bytes
 from distmf.trainer import generation_epochs
 
 SPREAD = 0.1  # of the kernel's seconds from block to block
@@ -241,8 +242,23 @@ def _check(inputs: Inputs, shape: Shape) -> None:
         raise MemoryBudgetError(
             f"a worker needs {needed.total:,} bytes at rank {inputs.rank} on a grid of {shape.rows} × {shape.cols} "
             f"blocks, of which {getattr(needed, largest):,} for {largest}, but its memory is {inputs.memory:,}; "
-            "take more workers, more memory, or a lower rank"
+            f"take more workers, more memory, or a lower rank{_without_a_cluster(inputs)}"
         )
+
+
+def _without_a_cluster(inputs: Inputs) -> str:
+    """Return, as a way out, in how much memory one process trains, if that is what a worker has."""
+    coarse = Shape(min(2 * inputs.threads, inputs.n_users), min(2 * inputs.threads, inputs.n_items))
+    for shape in finer_shapes(coarse, inputs.n_users):
+        n_bytes = shape.rows * shape.cols * block_bytes(inputs, shape)
+        counts = inputs.n_users, inputs.n_items, inputs.rank, shape, inputs.n_ratings, n_bytes
+        least = min(both_ways(Sizes.expected(*counts), inputs.threads, 0).values(), key=lambda needs: needs.total)
+        if least.total <= inputs.memory:
+            return (
+                f"; or take no cluster: one process with --threads {inputs.threads} and a grid of {shape.rows} × "
+                f"{shape.cols} trains in {format_bytes(least.total)}, with ratings and user factors on disk"
+            )
+    return ""
 
 
 def _changes(inputs: Inputs, shape: Shape, before: float) -> Iterator[Change]:

@@ -25,9 +25,9 @@ NUMBERS = "numbers"
 NUMBERED = pa.schema({"hash": pa.uint64(), "count": pa.int64(), "span": pa.uint8()})
 
 
-def write_numbers(folder: Folder, name: str, parts: Iterable[tuple[IdCounts, npt.NDArray[Any]]]) -> None:
+def write_numbers(folder: Folder, name: str, parts: Iterable[tuple[IdCounts, npt.NDArray[np.uint8]]]) -> None:
     """Write the table that numbers one side, given part by part, by ascending hash: counts, and spans."""
-    columns = ([*counts, spans.astype(np.uint8)] for counts, spans in parts)
+    columns = ([*counts, spans] for counts, spans in parts)
     folder.write_table(f"{NUMBERS}/{name}", NUMBERED, (pa.record_batch(some, schema=NUMBERED) for some in columns))
 
 

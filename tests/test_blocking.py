@@ -317,9 +317,10 @@ def test_block_ratings__takes_little_space_beside_the_blocks(
 
 
 def test_block_ratings__begins_anew_when_the_ratings_or_the_options_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write(tmp_path / "r.parquet", random_ratings(1000, 50, 20), row_group_size=100)
+    caplog.set_level(logging.WARNING, "distmf")
     original, fails = merging._merge_row_block, [True]
 
     def fail(*args: Any) -> Any:
@@ -336,6 +337,8 @@ def test_block_ratings__begins_anew_when_the_ratings_or_the_options_change(
         fails.clear()
         found = files(Path(block_ratings(source, tmp_path / "b", **options).path))
         assert found == files(Path(block_ratings(source, tmp_path / "expected", **options).path))
+    for what in "ratings, seed", "ratings":
+        assert f"is begun anew: what was done of it is for another choice of {what}\n" in caplog.text
 
 
 def test_block_ratings__leaves_nothing_of_ratings_that_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -47,6 +48,19 @@ def named_ratings(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="module")
+def many_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give as many ratings by a million users, nearly each of whose ids comes up about twice: 36 characters as well."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    for part in range(2):
+        columns: dict[str, Any] = {"rating": rng.integers(1, 6, 1_000_000).astype(np.float32)}
+        for name, size in (("user_id", 1_000_000), ("item_id", 200_000)):
+            numbers = rng.integers(0, size, 1_000_000).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            columns[name] = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 36, "0")
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+    return folder
+
+
 def peak_of(*arguments: Any) -> int:
     """Run distmf in a fresh process, and return the most memory that was its own."""
     peak = 0
@@ -73,12 +87,23 @@ def peak_of(*arguments: Any) -> int:
     return peak
 
 
-@pytest.mark.parametrize("kind", ["integers", "strings"])
-@pytest.mark.parametrize(("threads", "limit"), [(1, "220 MiB"), (2, "270 MiB"), (2, "2 GiB")])
+@pytest.mark.parametrize(
+    ("kind", "threads", "limit"),
+    [
+        ("ratings", 1, "220 MiB"),
+        ("ratings", 2, "270 MiB"),
+        ("ratings", 2, "2 GiB"),
+        ("named_ratings", 1, "220 MiB"),
+        ("named_ratings", 2, "270 MiB"),
+        ("named_ratings", 2, "2 GiB"),
+        ("many_names", 1, "250 MiB"),
+        ("many_names", 2, "300 MiB"),
+    ],
+)
 def test_blocking__stays_under_the_plan(
-    ratings: Path, named_ratings: Path, tmp_path: Path, kind: str, threads: int, limit: str
+    kind: str, threads: int, limit: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    ratings, string = (ratings, 0) if kind == "integers" else (named_ratings, 36 + 8)
+    ratings, string = request.getfixturevalue(kind), 0 if kind == "ratings" else 36 + 8
     peak = peak_of("block", ratings, tmp_path / "b", "--threads", threads, "--memory", limit, "--rank", 8)
     blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
     largest = max(entry.n_train for entry in blocks.entries.values())
@@ -152,12 +177,14 @@ def test_plan_memory__prefers_all_in_memory_then_rows_on_disk_then_refuses() -> 
     with pytest.raises(
         MemoryBudgetError,
         match=r"rank 32 on 8 × 8 blocks needs .* GiB, or .* with the user factors on disk \(rows 1\.[45] GiB, .*\), "
-        r"but it may use 1\.5 GiB; block again with --grid 64x8, take a lower rank",
+        r"but it may use 1\.5 GiB; block again with --grid 64x8, or allow more",
     ):
         plan_memory(coarse, 2, parse_bytes("1.5 GiB"))
+    with pytest.raises(MemoryBudgetError, match=r"block again with --grid \d+x8, take --rank 16, or allow more"):
+        plan_memory(coarse, 2, parse_bytes("2.2 GiB"))
     finer = [shape for shape in finer_shapes(coarse.shape, 10**7) if training_fits(coarse.on(shape), 2, 3 << 29)]
     assert finer[0] == (64, 8)
-    with pytest.raises(MemoryBudgetError, match=r"but it may use 200\.0 MiB; take a lower rank or fewer threads"):
+    with pytest.raises(MemoryBudgetError, match=r"but it may use 200\.0 MiB; allow more \(--memory\)"):
         plan_memory(coarse, 2, parse_bytes("200 MiB"))
 
 

@@ -41,7 +41,7 @@ def test_numbers__are_read_as_they_were_written(kind: pa.DataType) -> None:
     ids = pa.array([limits.min, limits.max, 0, 1, limits.max - 1][: 4 + (limits.min < 0)], kind).unique()
     hashes = hash_ids(ids, SALT)
     order = np.argsort(hashes)
-    counts, spans = np.arange(len(ids)), np.arange(len(ids)) + 250
+    counts, spans = np.arange(len(ids)), np.arange(len(ids), dtype=np.uint8) + 250
     parts = [(IdCounts(hashes[order][n : n + 2], counts[n : n + 2]), spans[n : n + 2]) for n in range(0, len(ids), 2)]
     folder = Folder.at("memory://tables")
     try:
