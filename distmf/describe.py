@@ -12,7 +12,7 @@ from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
 from distmf.lock import holder_of
-from distmf.memory import Sizes, both_ways
+from distmf.memory import Sizes, TrainingBytes, in_words, both_ways
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
@@ -43,6 +43,7 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
     per_block = np.array([entry.n_train for entry in blocks.entries.values()])
     n_bytes = sum(entry.length for entry in blocks.entries.values())
     n_all = blocks.n_ratings + blocks.n_holdout
+    memory = {rank: _needs(blocks, rank) for rank in RANKS}
     ids = {side: str(blocks.id_type(side)) for side in ("user", "item")}
     found = {
         "kind": "blocks",
@@ -69,7 +70,10 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "seed": blocks.settings["seed"],
         "holdout": blocks.settings["holdout"],
         "duplicates": blocks.settings["duplicates"],
-        "memory": {f"rank {rank}": _needs(blocks, rank) for rank in RANKS},
+        "memory": {
+            f"rank {rank}": {way: {**needs._asdict(), "total": needs.total} for way, needs in ways.items()}
+            for rank, ways in memory.items()
+        },
     }
     repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
     tile_rows, tile_cols = blocks.layout.tile_shape
@@ -85,20 +89,21 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         f"{per_block.max():,} at most",
         "on disk": f"{format_bytes(n_bytes)}, {n_bytes / n_all:.2f} bytes a rating, values as {blocks.layout.encoding}",
         "seed": str(blocks.settings["seed"]),
-        "memory": "; ".join(_training_in_words(rank, needs) for rank, needs in found["memory"].items()),
+        **{f"rank {rank}": _training_in_words(ways) for rank, ways in memory.items()},
     }
     return found, _in_words(f"Blocks in {blocks.path}", lines)
 
 
-def _needs(blocks: Blocks, rank: int) -> dict[str, int]:
+def _needs(blocks: Blocks, rank: int) -> dict[str, TrainingBytes]:
     """Return the least bytes in which as many threads as this process may use can train on blocks, in either way."""
-    ways = both_ways(Sizes.of(blocks, rank), len(os.sched_getaffinity(0)), 0)
-    return {name: needs.total for name, needs in ways.items()}
+    return both_ways(Sizes.of(blocks, rank), len(os.sched_getaffinity(0)), 0)
 
 
-def _training_in_words(rank: str, needs: dict[str, int]) -> str:
-    in_memory, on_disk = (format_bytes(needs[name]) for name in ("in_memory", "users_on_disk"))
-    return f"{rank} trains in {in_memory}, or {on_disk} with users on disk"
+def _training_in_words(needs: dict[str, TrainingBytes]) -> str:
+    in_memory, on_disk = (
+        f"{format_bytes(needs[name].total)} ({in_words(needs[name])})" for name in ("in_memory", "users_on_disk")
+    )
+    return f"trains in {in_memory}, or with users on disk in {on_disk}"
 
 
 def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:

@@ -150,7 +150,7 @@ class Portions(NamedTuple):
         if needs.total > limit:
             fewer = _fewer(threads, lambda n: blocking_bytes(least, n_ids, 0, n).total <= limit)
             raise MemoryBudgetError(
-                f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({_in_words(needs)}), "
+                f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({in_words(needs)}), "
                 f"but it may use {format_bytes(limit)}; {_ways_out(fewer)}"
             )
         # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
@@ -240,7 +240,7 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
         fewer = _fewer(threads, lambda n: needed(sizes.shape, n).total <= limit)
         raise MemoryBudgetError(
             f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} to sort "
-            f"the largest, of {sizes.largest_ratings:,} ratings ({_in_words(needs)}), but it may use "
+            f"the largest, of {sizes.largest_ratings:,} ratings ({in_words(needs)}), but it may use "
             f"{format_bytes(limit)}; {_ways_out(grid, fewer)}"
         )
     return needs
@@ -354,11 +354,12 @@ def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:
     raise MemoryBudgetError(
         f"training at rank {sizes.rank} on {sizes.shape.rows} × {sizes.shape.cols} blocks needs "
         f"{format_bytes(ways['in_memory'].total)}, or {format_bytes(needs.total)} with the user factors on disk "
-        f"({_in_words(needs)}), but it may use {format_bytes(limit)}; {_way_out(sizes, threads, limit)}"
+        f"({in_words(needs)}), but it may use {format_bytes(limit)}; {_way_out(sizes, threads, limit)}"
     )
 
 
-def _in_words(needs: BlockingBytes | TrainingBytes) -> str:
+def in_words(needs: BlockingBytes | TrainingBytes) -> str:
+    """Return the named amounts, the largest first."""
     parts = sorted(needs._asdict().items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts if n_bytes)
 
