@@ -12,7 +12,7 @@ from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
 from distmf.lock import holder_of
-from distmf.memory import Sizes, TrainingBytes, in_words, both_ways
+from distmf.memory import Sizes, TrainingBytes, both_ways, in_words
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
 from distmf.store import Folder
