@@ -255,7 +255,8 @@ class Blocks:
 
     def id_type(self, side: Literal["user", "item"]) -> pa.DataType:
         """Return the type of raw ids: an integer type, or `large_string`."""
-        return self.folder.schema(f"{side}s.parquet").field("id").type
+        with self.folder.parquet(f"{side}s.parquet") as table:
+            return table.schema_arrow.field("id").type
 
     def counts(self, side: Literal["user", "item"]) -> npt.NDArray[np.int64]:
         """Return the numbers of ratings to train on, in the order of the row or column numbers."""

@@ -200,10 +200,11 @@ class Folder(NamedTuple):
             for batch in batches:
                 writer.write_batch(batch)
 
-    def schema(self, name: str) -> pa.Schema:
-        """Return the columns of a Parquet file."""
+    @contextlib.contextmanager
+    def parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Yield a Parquet file, of which nothing but the end is read yet."""
         with opened(self.fs, self.child(name)) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
-            return parquet.schema_arrow
+            yield parquet
 
     def read_table(self, name: str, checksum: int, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file, all of it or some columns, if it has this checksum."""
@@ -214,7 +215,7 @@ class Folder(NamedTuple):
 
     def read_row_groups(self, name: str, columns: list[str]) -> Iterator[pa.Table]:
         """Yield some columns of a Parquet file, a row group at a time."""
-        with opened(self.fs, self.child(name)) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+        with self.parquet(name) as parquet:
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns, use_threads=False)
 

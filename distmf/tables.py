@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distmf.blocks import KIND
-from distmf.filesystem import opened
 from distmf.ids import IdCounts, Numbers, integers_of
 from distmf.store import Folder
 
@@ -82,7 +80,7 @@ def string_bytes(folder: Folder) -> int:
     """Return the bytes of the ids that are strings, and 8 for each of where it ends, as the footers tell them."""
     total = 0
     for name in KIND.tables:
-        with opened(folder.fs, folder.child(name)) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+        with folder.parquet(name) as parquet:
             if not pa.types.is_integer(parquet.schema_arrow.field("id").type):
                 groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
                 total += sum(group.column(0).total_uncompressed_size + 8 * group.num_rows for group in groups)

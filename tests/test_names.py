@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
+from distmf.ids import fingerprint
 from distmf.names import checked, collect_names, count_ranges, names_of_span
 from distmf.store import Folder
 
@@ -31,9 +32,7 @@ batches = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(
-        st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=40), min_size=1, max_size=4), min_size=1, max_size=4
-    ),
+    st.lists(st.lists(batches, min_size=1, max_size=4), min_size=1, max_size=4),
     st.integers(1, 5),
     st.integers(0, 20),
     st.booleans(),
@@ -83,8 +82,6 @@ def test_collect_names__refuses_ratings_that_changed() -> None:
 
 def test_checked__finds_ids_that_were_taken_for_one() -> None:
     salt, counts = np.uint64(5), np.array([2, 1])
-    from distmf.ids import fingerprint
-
     expected = fingerprint(strings([0, 1, 0]), np.ones(3), salt)
     parts = [strings([0]), strings([1])]
     assert list(checked(parts, counts, salt, expected)) == parts
