@@ -83,9 +83,7 @@ class Plan:
     @property
     def alone(self) -> dict[str, TrainingBytes]:
         """What one process with the threads and the memory of a worker takes, without a cluster, by where P lies."""
-        inputs, n_bytes = self.inputs, block_bytes(self.inputs, self.shape) * self.shape.rows * self.shape.cols
-        sizes = Sizes.expected(inputs.n_users, inputs.n_items, inputs.rank, self.shape, inputs.n_ratings, n_bytes)
-        return both_ways(sizes, inputs.threads, inputs.memory)
+        return _alone(self.inputs, self.shape, self.inputs.memory)
 
     @property
     def driver_bytes(self) -> int:
@@ -246,13 +244,18 @@ def _check(inputs: Inputs, shape: Shape) -> None:
         )
 
 
+def _alone(inputs: Inputs, shape: Shape, limit: int) -> dict[str, TrainingBytes]:
+    """Return what one process takes without a cluster, in either way; its cache has what is left of `limit`."""
+    n_bytes = shape.rows * shape.cols * block_bytes(inputs, shape)
+    sizes = Sizes.expected(inputs.n_users, inputs.n_items, inputs.rank, shape, inputs.n_ratings, n_bytes)
+    return both_ways(sizes, inputs.threads, limit)
+
+
 def _without_a_cluster(inputs: Inputs) -> str:
     """Return, as a way out, in how much memory one process trains, if that is what a worker has."""
     coarse = Shape(min(2 * inputs.threads, inputs.n_users), min(2 * inputs.threads, inputs.n_items))
     for shape in finer_shapes(coarse, inputs.n_users):
-        n_bytes = shape.rows * shape.cols * block_bytes(inputs, shape)
-        counts = inputs.n_users, inputs.n_items, inputs.rank, shape, inputs.n_ratings, n_bytes
-        least = min(both_ways(Sizes.expected(*counts), inputs.threads, 0).values(), key=lambda needs: needs.total)
+        least = min(_alone(inputs, shape, 0).values(), key=lambda needs: needs.total)
         if least.total <= inputs.memory:
             return (
                 f"; or take no cluster: one process with --threads {inputs.threads} and a grid of {shape.rows} × "
