@@ -196,12 +196,13 @@ def build_generation(
     for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
         halfway = _halfway(schedule[epoch]) if training.rows_on_disk else set()
+        resting = _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
                 column, readers = cols[block.col], saving.pop(block.col, ())
                 if at[block.col] != owner:
-                    column = _part(build, where, column, at[block.col], readers)
+                    column = _part(build, "column", where, column, at[block.col], readers)
                 if block.row not in rows:
                     source = [sources[block.row], constants]
                     rows[block.row] = build.put(
@@ -214,6 +215,8 @@ def build_generation(
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
                 fresh.discard(block.col)
+                if block in resting:
+                    cols[block.col] = _part(build, "resting", where, visited, owner, ())
                 if block in halfway:
                     here = "rows", epoch + 1, block.row
                     sources[block.row] = _put_down(build, constants, here, rows.pop(block.row), owner, when="-halfway")
@@ -237,14 +240,14 @@ def build_generation(
 
 
 def _part(
-    build: _Builder, where: tuple[int, ...], visited: TaskRef, home: Hashable, readers: tuple[Key, ...]
+    build: _Builder, name: str, where: tuple[int, ...], visited: TaskRef, home: Hashable, readers: tuple[Key, ...]
 ) -> TaskRef:
     """Add the task that parts a column block from the row block, as soon as it can be: then the row block may change.
 
     The column block may change as well where its only other `readers` are done.
     """
     step = build.steps[visited.key]
-    column = build.put("column", *where, call=tasks.column_of, args=[visited], step=step, home=home)
+    column = build.put(name, *where, call=tasks.column_of, args=[visited], step=step, home=home)
     if visited.key in build.consumable:  # not the state that the graph begins with
         build.consumable[column.key] = readers
     return column
@@ -255,6 +258,16 @@ def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
     visits = [(block.row, subepoch, block) for subepoch, stratum in enumerate(strata) for block in stratum]
     pairs = itertools.pairwise(sorted(visits))
     return {block for (row, subepoch, block), (other, later, _) in pairs if row == other and later > subepoch + 1}
+
+
+def _resting(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
+    """Return the blocks after which their column block is not visited next: it need not keep the row block in memory."""
+    return {
+        block
+        for stratum, following in itertools.pairwise(strata)
+        for block in stratum
+        if block.col not in {other.col for other in following}
+    }
 
 
 def _lead(training: Training) -> int | None:

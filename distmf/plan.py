@@ -127,12 +127,14 @@ def _with_rates(inputs: Inputs, **factors: float) -> Inputs:
 def tasks(inputs: Inputs, shape: Shape) -> int:
     """Return the tasks of an epoch in the mean.
 
-    A visit to every block, one for every column block that moves on to another worker, the costs of each worker, their
-    sum and the step size; and every so many epochs one for each factor block that is saved, and one for all of them.
+    A visit to every block, one for every column block that moves on to another worker, and one where it rests, as all
+    but one do where there are more of them than row blocks; the costs of each worker, their sum and the step size; and
+    every so many epochs one for each factor block that is saved, and one for all of them.
     """
     n_visits, moves = shape.rows * shape.cols, count_moves(shape, inputs.workers, inputs.threads)
+    rests = shape.cols - 1 if shape.cols > shape.rows else 0
     saved = -(-(shape.rows + shape.cols + 1) // inputs.save_every)
-    return n_visits + moves + min(inputs.workers, *shape) + 2 + saved
+    return n_visits + moves + rests + min(inputs.workers, *shape) + 2 + saved
 
 
 def describe_work(inputs: Inputs, shape: Shape) -> Work:

@@ -119,6 +119,8 @@ def test_blocking__stays_under_the_plan(
     [
         (64, "4x4", "2 GiB", False),
         (64, "4x4", "440 MiB", False),
+        (64, "4x32", "2 GiB", False),
+        (64, "1x9", "2 GiB", False),
         (64, "32x4", "300 MiB", True),
         (128, "32x4", "380 MiB", True),
     ],
