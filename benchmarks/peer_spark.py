@@ -33,6 +33,7 @@ def main(data: str, model: str, rank: int, threads: int, epochs: int, reg: float
     for key, value in settings.items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
+    spark.sparkContext.setCheckpointDir(model + "-checkpoints")  # every ten epochs, or its plans grow without bound
     train = read(spark, data + "/train")
     mean = train.agg(F.mean("rating")).first()[0]
     als = ALS(
@@ -44,7 +45,6 @@ def main(data: str, model: str, rank: int, threads: int, epochs: int, reg: float
         userCol="user",
         itemCol="item",
         ratingCol="rating",
-        checkpointInterval=-1,
         seed=0,
     )
     trained = als.fit(train.withColumn("rating", F.col("rating") - F.lit(mean).cast("float")))

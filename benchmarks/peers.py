@@ -14,7 +14,7 @@ to a saved model, and all get `--threads` threads:
 - *distmf*: `distmf train`. It alone numbers the ids itself and trains biases.
 - *LIBMF*: its C functions, called directly on its array of ratings. No L1 penalty; its default number of bins.
 - *LIBMF on disk*: the same with `mf_train_on_disk`, which reads text; Arrow writes it.
-- *Spark ALS*: `local[threads]`, as many blocks as threads, no checkpoints, Java's vectors allowed. Its heap may grow to
+- *Spark ALS*: `local[threads]`, as many blocks as threads, Java's vectors allowed. Its heap may grow to
   `--spark-memory`, and tends to.
 
 LIBMF and Spark know no mean: that of the ratings is taken off for them. They get ids as they need them, small integers.
@@ -72,7 +72,7 @@ Settings = dict[str, float]
 SETTINGS: dict[str, list[Settings]] = {
     "distmf": [{"reg": reg} for reg in (0.02, 0.05, 0.01, 0.1)],
     "libmf": [{"reg": reg, "step_size": step} for step in (0.2, 0.1, 0.3) for reg in (0.02, 0.05, 0.01, 0.1)],
-    "spark": [{"reg": reg} for reg in (0.05, 0.1, 0.02, 0.2)],
+    "spark": [{"reg": reg} for reg in (0.05, 0.1, 0.02)],
 }
 HEADER = ["", "settings", "epochs", "test RMSE", "seconds", "before and after training", "training"]
 HEADER += [
