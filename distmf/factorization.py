@@ -25,7 +25,7 @@ from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import KIND, Float32, Model, Recommendations
 from distmf.sizes import format_bytes
-from distmf.stepsize import START, StepRule
+from distmf.stepsize import START, StepRule, share_of_step
 from distmf.store import Folder, new_folder
 from distmf.tasks import Training
 from distmf.trainer import StopRules, Trainer, let_go
@@ -223,7 +223,8 @@ class MatrixFactorization:
 
     def _training(self, blocks: Blocks, folder: Folder | None = None, *, rows_on_disk: bool = False) -> Training:
         moments = blocks.moments
-        hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
+        shares = [share_of_step(blocks.n_ratings, n_lines) for n_lines in (blocks.n_users, blocks.n_items)]
+        hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg, *shares)
         if self.step_size == "auto":
             rule = StepRule(START, self.step_decay, self.epochs)
         else:

@@ -195,8 +195,7 @@ def build_generation(
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
-        halfway = _halfway(schedule[epoch]) if training.rows_on_disk else set()
-        resting = _resting(schedule[epoch])
+        halfway, resting = _halfway(schedule[epoch]), _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
@@ -204,9 +203,13 @@ def build_generation(
                 if at[block.col] != owner:
                     column = _part(build, "column", where, column, at[block.col], readers)
                 if block.row not in rows:
-                    source = [sources[block.row], constants]
                     rows[block.row] = build.put(
-                        "load-rows", *where[:3], call=tasks.load_rows, args=source, step=step - LEAD, home=owner
+                        "load-rows",
+                        *where[:3],
+                        call=tasks.load_rows,
+                        args=[sources[block.row], constants],
+                        step=step - LEAD,
+                        home=owner,
                     )
                 is_fresh = block.col in fresh
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
@@ -217,7 +220,7 @@ def build_generation(
                 fresh.discard(block.col)
                 if block in resting:
                     cols[block.col] = _part(build, "resting", where, visited, owner, ())
-                if block in halfway:
+                if training.rows_on_disk and block in halfway:
                     here = "rows", epoch + 1, block.row
                     sources[block.row] = _put_down(build, constants, here, rows.pop(block.row), owner, when="-halfway")
         end = (epoch + 1) * n_steps - 1
@@ -261,7 +264,7 @@ def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
 
 
 def _resting(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
-    """Return the blocks after which their column block is not visited next: it need not keep the row block in memory."""
+    """Return the blocks after which their column block is left alone: it need not keep the row block in memory."""
     return {
         block
         for stratum, following in itertools.pairwise(strata)

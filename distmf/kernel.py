@@ -127,12 +127,16 @@ class Hyperparameters(NamedTuple):
         Mean and standard deviation of the ratings: the kernel works on (rating - mean) / scale.
     reg, bias_reg : float
         λ of the factors and λ_b of the biases, per rating, on ratings of unit standard deviation.
+    row_share, col_share : float
+        s_u and s_i, the shares of the step size that rows and columns take; see `stepsize.share_of_step`.
     """
 
     mean: float
     scale: float
     reg: float
     bias_reg: float
+    row_share: float = 1.0
+    col_share: float = 1.0
 
 
 def train_block(
@@ -142,8 +146,8 @@ def train_block(
 
     For the ratings r_k of a group, with e_k = r_k − μ − b_u − b_k − p_u·q_k and all values from before the group::
 
-        b_u += η Σ (e_k − λ_b b_u)      p_u += η Σ (e_k q_k − λ p_u)
-        b_k += η (e_k − λ_b b_k)        q_k += η (e_k p_u − λ q_k)
+        b_u += s_u η Σ (e_k − λ_b b_u)      p_u += s_u η Σ (e_k q_k − λ p_u)
+        b_k += s_i η (e_k − λ_b b_k)        q_k += s_i η (e_k p_u − λ q_k)
 
     Parameters
     ----------
@@ -152,7 +156,7 @@ def train_block(
     rows, cols : FactorBlock
         P and b_u of the users, Q and b_i of the items.
     hyper : Hyperparameters
-        μ, the scale of the ratings, λ and λ_b.
+        μ, the scale of the ratings, λ and λ_b, s_u and s_i.
     step_size : float
         η.
     seed : int
@@ -202,7 +206,8 @@ def _pass(
     mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
         centring = tuple(np.array([mean, inverse_scale]).astype(np.float32))
-        steps = tuple(np.array([step_size, step_size * hyper.reg, step_size * hyper.bias_reg]).astype(np.float32))
+        decays = step_size * hyper.reg, step_size * hyper.bias_reg
+        steps = tuple(np.array([step_size, *decays, hyper.row_share, hyper.col_share]).astype(np.float32))
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     centred = np.empty(int(np.diff(starts[1]).max()), dtype=np.float32)
     squares = np.zeros(GROUP_SIZES[0])

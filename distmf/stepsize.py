@@ -14,6 +14,19 @@ LARGEST = 0.2
 RISE = 1.02  # a cost that rises by less is noise: cutting for it would end in steps of nothing
 
 
+MOST_RATINGS = 2_500  # of a user or an item in an epoch, in the mean: those with more take a share of the step
+
+
+def share_of_step(n_ratings: int, n_lines: int) -> float:
+    """Return the share of the step size that so many users, or items, take.
+
+    With few items, for example, each has so many ratings in a block that it ends wherever this block alone wants it.
+    The users of each row block then agree with the items as they were during their visit, but not with one another: the
+    errors seen on the way are small, and the model is useless. So items may move no faster than the mean of an epoch.
+    """
+    return min(1.0, MOST_RATINGS * n_lines / n_ratings)
+
+
 class StepState(NamedTuple):
     """What the next step size is computed from.
 

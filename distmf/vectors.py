@@ -145,16 +145,18 @@ def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool) -
     singles, doubles = ir.VectorType(FLOAT32, size), ir.VectorType(FLOAT64, size)
 
     @intrinsic
-    def step(typing_context, p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares):
-        signature = types.void(p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares)
+    def step(typing_context, p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares):
+        signature = types.void(
+            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares
+        )
 
         def codegen(context, builder, signature, arguments):
-            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, squares = arguments
+            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares = arguments
             code = Code(builder)
             one = ir.Constant(FLOAT32, 1.0)
 
-            def kept(decay, n):  # of a value, after n ratings
-                return builder.fsub(one, builder.fmul(ir.Constant(FLOAT32, float(n)), decay))
+            def kept(decay, share, n):  # of a value, after n ratings
+                return builder.fsub(one, builder.fmul(ir.Constant(FLOAT32, float(n)), builder.fmul(decay, share)))
 
             def everywhere(value, width):
                 return code.splat(code.gather([value]), 0, width)
@@ -180,24 +182,29 @@ def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool) -
             if not training:
                 return
             gain = builder.fmul(error, everywhere(step_size, size))
-            new_biases = code.fma(col_biases, everywhere(kept(bias_decay, 1), size), gain)
+            old_biases = builder.fmul(col_biases, everywhere(kept(bias_decay, col_share, 1), size))
+            new_biases = code.fma(gain, everywhere(col_share, size), old_biases)
             for bias, place in zip(code.lanes(new_biases), col_places, strict=True):
                 code.store(bias, place)
-            new_bias = builder.fmul(row_bias, kept(bias_decay, size))
-            for k in code.lanes(gain):
-                new_bias = builder.fadd(new_bias, k)
-            code.store(new_bias, b_u)
+            total, *others = code.lanes(gain)
+            for k in others:
+                total = builder.fadd(total, k)
+            new_bias = builder.fmul(row_bias, kept(bias_decay, row_share, size))
+            code.store(builder.fadd(new_bias, builder.fmul(total, row_share)), b_u)
             gains = [code.splat(gain, k, LANES) for k in range(size)]
-            row_decay, col_decay = (everywhere(kept(decay, n), LANES) for n in (size, 1))
+            shares = [everywhere(share, LANES) for share in (row_share, col_share)]
+            decays = [everywhere(kept(decay, share, n), LANES) for share, n in ((row_share, size), (col_share, 1))]
             with code.each_line(n_lines) as offsets:
                 for offset in offsets:
                     a = code.load(builder.add(p, offset), vector, CACHE_LINE)
-                    new_a = builder.fmul(a, row_decay)
+                    share_of_a = builder.fmul(a, shares[1])
+                    pull = None
                     for q, k in zip(rows_of_Q, gains, strict=True):
                         place = builder.add(q, offset)
                         b = code.load(place, vector, CACHE_LINE)
-                        new_a = code.fma(b, k, new_a)
-                        code.store(code.fma(a, k, builder.fmul(b, col_decay)), place, CACHE_LINE)
+                        pull = builder.fmul(b, k) if pull is None else code.fma(b, k, pull)
+                        code.store(code.fma(share_of_a, k, builder.fmul(b, decays[1])), place, CACHE_LINE)
+                    new_a = code.fma(pull, shares[0], builder.fmul(a, decays[0]))
                     code.store(new_a, builder.add(p, offset), CACHE_LINE)
 
         return signature, codegen

@@ -1,8 +1,8 @@
 """The update of biased matrix factorization, slow and obvious, in float64. Imports nothing from distmf.
 
 r̂ = μ + b_u + b_i + p_u · q_i                    e = (r − μ) / σ − b_u − b_i − p_u · q_i
-b_u += η (e − λ_b b_u)        p_u += η (e q_i − λ p_u)
-b_i += η (e − λ_b b_i)        q_i += η (e p_u − λ q_i)
+b_u += s_u η (e − λ_b b_u)        p_u += s_u η (e q_i − λ p_u)
+b_i += s_i η (e − λ_b b_i)        q_i += s_i η (e p_u − λ q_i)
 
 Ratings come in groups; all updates of a group use the values from before it.
 """
@@ -39,6 +39,8 @@ def sgd(
     step_size: float,
     reg: float,
     bias_reg: float,
+    row_share: float = 1.0,
+    col_share: float = 1.0,
 ) -> float:
     """Train on groups one after the other, in place, and return the sum of the squared errors from before each."""
     P, Q, b_u, b_i = parameters
@@ -47,10 +49,10 @@ def sgd(
         old = Parameters(*(array.copy() for array in parameters))
         for u, i, rating in ratings:
             e = error(old, u, i, rating, mean, scale)
-            b_u[u] += step_size * (e - bias_reg * old.b_u[u])
-            b_i[i] += step_size * (e - bias_reg * old.b_i[i])
-            P[u] += step_size * (e * old.Q[i] - reg * old.P[u])
-            Q[i] += step_size * (e * old.P[u] - reg * old.Q[i])
+            b_u[u] += row_share * step_size * (e - bias_reg * old.b_u[u])
+            b_i[i] += col_share * step_size * (e - bias_reg * old.b_i[i])
+            P[u] += row_share * step_size * (e * old.Q[i] - reg * old.P[u])
+            Q[i] += col_share * step_size * (e * old.P[u] - reg * old.Q[i])
             squared += e**2
     return squared
 

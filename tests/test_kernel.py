@@ -15,7 +15,7 @@ from distmf.records import group
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
-HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02)
+HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02, row_share=0.9, col_share=0.7)
 
 
 def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_tile_cols: int = 3) -> Ratings:

@@ -38,11 +38,11 @@ def items_with_one_rating(rng: np.random.Generator) -> Pairs:
 
 
 def many_users(rng: np.random.Generator) -> Pairs:
-    return uniform(rng, 600_000, 12_000, 40)
+    return uniform(rng, 3_000_000, 19_000, 40)
 
 
 def many_items(rng: np.random.Generator) -> Pairs:
-    return uniform(rng, 600_000, 40, 12_000)
+    return uniform(rng, 3_000_000, 40, 19_000)
 
 
 def sparse(rng: np.random.Generator) -> Pairs:
@@ -70,7 +70,9 @@ def planted(pairs: Pairs, rng: np.random.Generator) -> dict[str, Any]:
         (one_user_with_a_tenth, (4, 4)),
         (items_with_one_rating, (4, 4)),
         (many_users, (8, 2)),
+        (many_users, None),
         (many_items, (2, 8)),
+        (many_items, None),
         (sparse, None),
         (square, (16, 4)),
         (square, (3, 7)),
@@ -85,7 +87,7 @@ def test_fit__reaches_the_noise(
     users, items = draw(rng)
     source = write(tmp_path / "r.parquet", planted((users, items), rng))
     blocks = block_ratings(source, tmp_path / "b", grid=grid, rank=RANK)
-    mf = MatrixFactorization(RANK, epochs=40, reg=0.003, bias_reg=0.003).fit(blocks)
+    mf = MatrixFactorization(RANK, epochs=20, reg=0.003, bias_reg=0.003).fit(blocks)
     n_rated = np.bincount(items)
     known = np.flatnonzero(n_rated[items] >= 20)
     again = rng.choice(known, 20_000)  # the same pairs, other noise

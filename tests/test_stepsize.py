@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState
+from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState, share_of_step
 
 
 def steps(rule: StepRule, costs: list[float | None]) -> list[float]:
@@ -48,3 +48,8 @@ def test_next__of_the_bold_driver_takes_a_small_rise_for_noise() -> None:
 def test_next__of_the_bold_driver_stays_in_bounds(costs: list[float], more: int) -> None:
     rule = StepRule(START, epochs=len(costs) + more)
     assert all(0 < step <= LARGEST for step in steps(rule, [None, *costs[1:]]))
+
+
+def test_share_of_step__is_less_than_all_only_where_lines_have_many_ratings() -> None:
+    assert share_of_step(10**6, 3_000) == share_of_step(5, 10) == 1
+    assert share_of_step(3 * 10**6, 40) == pytest.approx(1 / 30)
