@@ -30,11 +30,11 @@ from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
 from distmf.errors import RatingsError
 from distmf.fitting import Fitting
-from distmf.grid import BlockKey, Shape, choose_shape
+from distmf.grid import MAX_BLOCKS, BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, decide, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.memory import Portions, blocking_bytes, check_blocking, finer_shapes, usable_memory
+from distmf.memory import Portions, blocking_bytes, finer_shapes, portions_for, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.moments import Moments
 from distmf.names import NAMES, checked, collect_names, count_ranges
@@ -125,6 +125,8 @@ def block_ratings(
     for name, value, least in ("rank", rank, 1), ("seed", seed, 0):
         if not isinstance(value, numbers.Integral) or not least <= value < 2**63:
             raise ValueError(f"{name} is {value!r}; it is a whole number, at least {least}")
+    if grid and not all(1 <= n <= MAX_BLOCKS for n in grid):
+        raise ValueError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
     budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
     ratings = open_ratings(source, Columns(user, item, rating))
     settings, id_types = Settings(int(seed), float(holdout), duplicates), tuple(ratings.id_types.values())
@@ -164,7 +166,7 @@ def block_ratings(
             portions = portions._replace(kept=reading.shrink(limit - others.total))
         n_strings = [len(counts) for counts, kind in zip(sides, id_types, strict=True) if not pa.types.is_integer(kind)]
         fitting = Fitting((sides[0], sides[1]), values, settings, int(rank), portions.string * sum(n_strings))
-        layout = _layout(folder, engine, fitting, grid, budget, limit, portions)
+        layout, portions = _layout(folder, engine, fitting, grid, budget, limit, portions)
         n_ranges = decide(folder, "naming", count_ranges, max(n_strings, default=0), portions.names)
         del sides, fitting
         runs = scatter_ratings(engine, spans, reading, settings, layout, folder, n_ranges, portions)
@@ -309,8 +311,10 @@ def _layout(
     memory_per_task: int,
     limit: int,
     portions: Portions,
-) -> Layout:
+) -> tuple[Layout, Portions]:
     """Return the layout of the blocks, on a grid that is chosen once in the life of the job, if none is given.
+
+    And the portions, with as many records at once as there is memory for beside the largest block.
 
     Raises
     ------
@@ -326,8 +330,8 @@ def _layout(
 
     shape = Shape(*decide(folder, "fitting", choose))
     if engine.shares_memory:
-        check_blocking(fitting.sizes(shape), engine.n_slots, limit, portions)
-    return fitting.layout(shape)
+        portions = portions_for(fitting.sizes(shape), engine.n_slots, limit, portions)
+    return fitting.layout(shape), portions
 
 
 def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, row_blocks: Sequence[RowBlock]) -> None:

@@ -47,7 +47,8 @@ def url_to_fs(url: str | Path) -> tuple[Any, str]:
             # Listings are not kept: other processes write as well.
             fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         else:
-            fs, path = fsspec.core.url_to_fs(str(Path(url).expanduser()))
+            path = Path(url).expanduser()
+            fs, path = fsspec.core.url_to_fs(os.path.realpath(path) if ".." in path.parts else str(path))
     except (ImportError, ValueError, RuntimeError, TypeError) as err:
         raise StoreError(f"{url}: {one_line(err)}") from err
     return fs, path

@@ -55,7 +55,7 @@ class Fitting(NamedTuple):
         blocked: Shape | None = None
         for n, shape in enumerate(shapes):
             sizes = self.sizes(shape)
-            if blocking_bytes(portions, sizes.n_ids, sizes.largest_ratings, threads).total <= limit:
+            if blocking_bytes(portions.fewest_records(), sizes.n_ids, sizes.largest_ratings, threads).total <= limit:
                 if training_fits(sizes, threads, limit):
                     if n:
                         logger.info(

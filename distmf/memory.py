@@ -14,7 +14,7 @@ from distmf.buffers import IDLE_SHARE
 from distmf.errors import MemoryBudgetError
 from distmf.grid import LANES, MAX_BLOCKS, Shape, bytes_per_line
 from distmf.process import memory_limit
-from distmf.sizes import format_bytes, parse_bytes
+from distmf.sizes import at_least, format_bytes, parse_bytes
 from distmf.tables import string_bytes
 
 COMPILER = 38 << 20  # while it makes the kernel, and that is written down
@@ -150,7 +150,7 @@ class Portions(NamedTuple):
         if needs.total > limit:
             fewer = _fewer(threads, lambda n: blocking_bytes(least, n_ids, 0, n).total <= limit)
             raise MemoryBudgetError(
-                f"blocking with --threads {threads} needs at least {format_bytes(needs.total)} ({in_words(needs)}), "
+                f"blocking with --threads {threads} needs at least {at_least(needs.total)} ({in_words(needs)}), "
                 f"but it may use {format_bytes(limit)}; {_ways_out(fewer)}"
             )
         # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
@@ -162,6 +162,10 @@ class Portions(NamedTuple):
         portions = cls(batch, counts, records, string=string)
         left = 0 if portions.is_tight else (limit - blocking_bytes(portions, 0, 0, threads).total) // 2
         return portions._replace(kept=max(0, min(left, (KEPT_BYTES + 2 * string) * n_ratings)))
+
+    def fewest_records(self) -> "Portions":
+        """Return the same with no more records at once than must be."""
+        return self._replace(records=SMALLEST_PORTION)
 
     @property
     def batch_bytes(self) -> int:
@@ -219,8 +223,8 @@ def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: 
     )
 
 
-def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -> BlockingBytes:
-    """Return what the second pass of blocking needs, if it fits.
+def portions_for(sizes: Sizes, threads: int, limit: int, portions: Portions) -> Portions:
+    """Return the portions with as many records at once as the second pass has memory for, if it fits at all.
 
     Raises
     ------
@@ -230,7 +234,7 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
 
     def needed(shape: Shape, threads: int) -> BlockingBytes:
         largest = sizes.largest_ratings if shape == sizes.shape else sizes.on(shape).largest_ratings
-        return blocking_bytes(portions, sizes.n_ids, largest, threads)
+        return blocking_bytes(portions.fewest_records(), sizes.n_ids, largest, threads)
 
     needs = needed(sizes.shape, threads)
     if needs.total > limit:
@@ -239,11 +243,12 @@ def check_blocking(sizes: Sizes, threads: int, limit: int, portions: Portions) -
         grid = f"take --grid {finer.rows}x{finer.cols}" if finer else None
         fewer = _fewer(threads, lambda n: needed(sizes.shape, n).total <= limit)
         raise MemoryBudgetError(
-            f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {format_bytes(needs.total)} to sort "
+            f"blocking into {sizes.shape.rows} × {sizes.shape.cols} blocks needs {at_least(needs.total)} to sort "
             f"the largest, of {sizes.largest_ratings:,} ratings ({in_words(needs)}), but it may use "
             f"{format_bytes(limit)}; {_ways_out(grid, fewer)}"
         )
-    return needs
+    room = (limit - LIBRARIES) // threads - SORT_BYTES * sizes.largest_ratings
+    return portions._replace(records=max(SMALLEST_PORTION, min(portions.records, room // RECORD_BYTES)))
 
 
 class TrainingBytes(NamedTuple):
@@ -353,7 +358,7 @@ def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:
     needs = ways["users_on_disk"]
     raise MemoryBudgetError(
         f"training at rank {sizes.rank} on {sizes.shape.rows} × {sizes.shape.cols} blocks needs "
-        f"{format_bytes(ways['in_memory'].total)}, or {format_bytes(needs.total)} with the user factors on disk "
+        f"{at_least(ways['in_memory'].total)}, or {at_least(needs.total)} with the user factors on disk "
         f"({in_words(needs)}), but it may use {format_bytes(limit)}; {_way_out(sizes, threads, limit)}"
     )
 

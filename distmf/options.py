@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from distmf.grid import MAX_BLOCKS
 from distmf.kernel import MAX_RANK
 from distmf.sizes import parse_bytes, parse_rate
 
@@ -80,8 +81,8 @@ class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
         """Return both."""
         rows, _, cols = str(value).lower().partition("x")
         is_grid = rows.isdecimal() and cols.isdecimal() and max(len(rows), len(cols)) < 7
-        if not (is_grid and int(rows) and int(cols)):
-            self.fail(f"{value!r} is not a grid; write for example 8x8", param, ctx)
+        if not (is_grid and 1 <= int(rows) <= MAX_BLOCKS and 1 <= int(cols) <= MAX_BLOCKS):
+            self.fail(f"{value!r} is not a grid; write for example 8x8, at most {MAX_BLOCKS}x{MAX_BLOCKS}", param, ctx)
         return int(rows), int(cols)
 
 

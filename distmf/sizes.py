@@ -50,6 +50,21 @@ def format_bytes(n_bytes: int) -> str:
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def at_least(n_bytes: int) -> str:
+    """Return an amount as people read it that is not less: to be given where so much is needed.
+
+    Examples
+    --------
+    >>> at_least(1500), format_bytes(1500)
+    ('1.5 KiB', '1.5 KiB')
+    >>> at_least(1585), format_bytes(1585)
+    ('1.6 KiB', '1.5 KiB')
+    """
+    text = format_bytes(n_bytes)
+    unit = parse_bytes(f"1 {text.split()[1]}")
+    return text if parse_bytes(text) >= n_bytes else format_bytes(n_bytes + unit // 10)
+
+
 def parse_rate(rate: str) -> float:
     """Return bytes per second, given as bits or bytes such as ``"10Gbit"``, ``"1.2 GB/s"`` or ``"500MiB"``.
 

@@ -188,7 +188,8 @@ def test_block_ratings__counts_what_training_sees_after_means(tmp_path: Path) ->
         ({"memory_per_task": 1000}, MemoryBudgetError, "memory_per_task is 1,000"),
         ({"threads": 0}, ValueError, "threads is 0"),
         ({"grid": (50, 2)}, RatingsError, "grid is 50 × 2, but there are 20 users and 10 items"),
-        ({"grid": (0, 2)}, RatingsError, "grid is 0 × 2"),
+        ({"grid": (0, 2)}, ValueError, "grid is 0 × 2; of either, from 1 to 1,024 blocks"),
+        ({"grid": (70_000, 2)}, ValueError, "grid is 70000 × 2"),
         ({"rank": 0}, ValueError, "rank is 0"),
         ({"seed": -1}, ValueError, "seed is -1;"),
         ({"seed": 1.5}, ValueError, "seed is 1.5;"),
@@ -202,6 +203,15 @@ def test_block_ratings__refuses_bad_options(
     with pytest.raises(error, match=message):
         block_ratings(source, tmp_path / "b", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_block_ratings__takes_paths_that_go_up_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "r.parquet", random_ratings(100, 20, 10))
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    block_ratings("../r.parquet", "below/../../b")
+    assert block_ratings(source, tmp_path / "c").n_ratings == open_blocks("../b").n_ratings
+    assert files(tmp_path / "b") == files(tmp_path / "c")
 
 
 def test_block_ratings__says_when_all_is_held_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -219,6 +220,15 @@ def test_portions__fit(threads: int, string: int, n_ids: int) -> None:
         fitting += 1
         assert blocking_bytes(portions, n_ids, 0, threads).total <= limit
     assert fitting > 50
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 1)])
+def test_block__takes_the_amount_that_a_refusal_names(grid: tuple[int, int], ratings: Path, tmp_path: Path) -> None:
+    with pytest.raises(MemoryBudgetError, match="to sort the largest") as refusal:
+        block_ratings(ratings, tmp_path / "b", grid=grid, threads=1, memory="222 MiB")
+    named = re.search(r"needs (\S+ \S+) to sort", str(refusal.value))
+    assert named
+    block_ratings(ratings, tmp_path / "b", grid=grid, threads=1, memory=named[1])
 
 
 def test_block_and_fit__refuse_before_any_work(tmp_path: Path) -> None:
