@@ -109,11 +109,10 @@ def padded_rank(rank: int) -> int:
     return -(-rank // LANES) * LANES
 
 
-def compile_for(ratings: Ratings, rank: int) -> None:
+def compile_for(ratings: Ratings, rank: int, hyper: "Hyperparameters") -> None:
     """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
     nothing = ratings._replace(counts=np.zeros((1, len(GROUP_SIZES)), dtype=np.uint32), n_tile_cols=1)
     rows, cols = (FactorBlock(aligned_empty(1, padded_rank(rank)), np.empty(1, dtype=np.float32)) for _ in range(2))
-    hyper = Hyperparameters(0.0, 1.0, 0.0, 0.0)
     train_block(nothing, rows, cols, hyper, 0.0, 0)
     measure_block(nothing, rows, cols, hyper)
 
@@ -196,7 +195,9 @@ def _pass(
 ) -> float:
     """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
     encoding = ratings.encoding
-    run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, len(encoding.table) > 0, training=training)
+    shares = hyper.row_share, hyper.col_share
+    kind = {"coded": len(encoding.table) > 0, "training": training, "shared": training and shares != (1, 1)}
+    run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, **kind)
     places = [np.uintp(array.ctypes.data) for side in (rows, cols) for array in side]
     assert places[0] % CACHE_LINE == places[2] % CACHE_LINE == 0
     table = ((np.array(encoding.table, dtype=np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
@@ -206,8 +207,8 @@ def _pass(
     mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
         centring = tuple(np.array([mean, inverse_scale]).astype(np.float32))
-        decays = step_size * hyper.reg, step_size * hyper.bias_reg
-        steps = tuple(np.array([step_size, *decays, hyper.row_share, hyper.col_share]).astype(np.float32))
+        decays = [share * step_size * reg for reg in (hyper.reg, hyper.bias_reg) for share in shares]
+        steps = tuple(np.array([step_size, *shares, *decays]).astype(np.float32))
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     centred = np.empty(int(np.diff(starts[1]).max()), dtype=np.float32)
     squares = np.zeros(GROUP_SIZES[0])
@@ -229,14 +230,16 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache
-def _compiled(n_floats: int, col_bytes: int, coded: bool, *, training: bool) -> Callable[..., float]:
+def _compiled(n_floats: int, col_bytes: int, *, coded: bool, training: bool, shared: bool) -> Callable[..., float]:
     """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
     # What is measured may be measured one by one, which is less to compile.
     sizes = GROUP_SIZES if training else (1,) * len(GROUP_SIZES)
-    visit_fours, visit_twos, visit_ones = (_visitor(n_floats, size, col_bytes, training=training) for size in sizes)
+    visit_fours, visit_twos, visit_ones = (
+        _visitor(n_floats, size, col_bytes, training=training, shared=shared) for size in sizes
+    )
     row_bytes, column_bytes, one = np.uint64(4 * n_floats), np.uint64(col_bytes), np.uint64(1)
 
-    @compiled(n_floats, col_bytes, coded, training)
+    @compiled(n_floats, col_bytes, coded, training, shared)
     def run(arrays, tiles, at, centring, steps, centred, squares, seed):
         counts, rows, cols, values, table, group_starts, starts = arrays
         mean, inverse_scale = centring
@@ -276,17 +279,17 @@ def _compiled(n_floats: int, col_bytes: int, coded: bool, *, training: bool) -> 
 
 
 @functools.lru_cache
-def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Callable[..., None]:
+def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool, shared: bool) -> Callable[..., None]:
     """Return the visits to the groups of one size of a tile; to measure ratings of larger groups, `size` is 1."""
     step, ask_for = (
-        step_of_group(n_floats, size, col_bytes, training=training),
+        step_of_group(n_floats, size, col_bytes, training=training, shared=shared),
         ask_for_group(n_floats, size, col_bytes),
     )
     ahead = np.uint64(max(1, min(16, PREFETCHED_BYTES // (8 * n_floats)) // size))
     row_bytes, visit_size = np.uint64(4 * n_floats), np.uint64(size)
     column_bytes, value_bytes = np.uint64(size * col_bytes), np.uint64(size) * FLOAT_BYTES
 
-    @compiled(n_floats, size, col_bytes, training)
+    @compiled(n_floats, size, col_bytes, training, shared)
     def visit(rows, first, n_groups, group_size, at, cols, values, steps, squares, draw):
         a_row = np.uint64(1) if training else group_size // visit_size  # visits to each row
         n = n_groups * a_row
@@ -302,7 +305,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Cal
             coming = _advance(coming, stride, n)
             u = np.uint64(rows[first + position // a_row])
             place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i
-            step(*place, cols + position * column_bytes, values + position * value_bytes, *steps, squares.ctypes.data)
+            step(*place, cols + position * column_bytes, values + position * value_bytes, steps, squares.ctypes.data)
             position = _advance(position, stride, n)
 
     return visit

@@ -35,6 +35,7 @@ SECONDS = 0.5  # of passes over it
 SHIFT = 50  # line number k by activity weighs (k + 50) to the power of …
 USER_POWER, ITEM_POWER = -0.75, -1.0
 N_CODES = 10
+HYPER = Hyperparameters(N_CODES / 2, N_CODES / 4, 0.05, 0.02)
 FILE_BYTES = 64 << 20
 READ_BYTES = 4 << 20
 SCHEDULER_SHAPE, SCHEDULER_EPOCHS = Shape(16, 16), 4
@@ -104,7 +105,7 @@ def measure_kernel(
         Worker processes, and threads of each.
     """
     ratings, n_rows, n_cols = synthetic_block(n_ratings, n_users, n_items, rank, shape)
-    kernel.compile_for(ratings, rank)
+    kernel.compile_for(ratings, rank, HYPER)
     at_once = min(workers * threads, len(os.sched_getaffinity(0)))
     pair_bytes = (n_rows + n_cols) * bytes_per_line(rank)
     n_pairs = max(1, min(-(-shape.rows // (workers * threads)), MAX_FACTOR_BYTES // (at_once * pair_bytes)))
@@ -153,7 +154,6 @@ def _factors(rng: np.random.Generator, n_lines: int, rank: int) -> FactorBlock:
 
 def _visits(ratings: Ratings, pairs: list[tuple[FactorBlock, FactorBlock]]) -> list[tuple[float, float]]:
     """Visit the block with one pair after the other, as tasks do; return the seconds of copying and of training."""
-    hyper = Hyperparameters(N_CODES / 2, N_CODES / 4, 0.05, 0.02)
     found = list[tuple[float, float]]()
     start = time.perf_counter()
     while len(found) < 4 or time.perf_counter() - start < SECONDS:
@@ -161,7 +161,7 @@ def _visits(ratings: Ratings, pairs: list[tuple[FactorBlock, FactorBlock]]) -> l
         began = time.perf_counter()
         rows, cols = (thawed(side) for side in pairs[n])
         copied = time.perf_counter()
-        kernel.train_block(ratings, rows, cols, hyper, 0.01, len(found))
+        kernel.train_block(ratings, rows, cols, HYPER, 0.01, len(found))
         trained = time.perf_counter()
         pairs[n] = frozen(rows), frozen(cols)
         found.append((copied - began + time.perf_counter() - trained, trained - copied))

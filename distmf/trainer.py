@@ -131,7 +131,8 @@ class Trainer:
         DivergedError
             If no step size keeps the cost finite.
         """
-        self.engine.everywhere(kernel.compile_for, self.training.blocks.layout.no_ratings(), self.training.rank)
+        training = self.training
+        self.engine.everywhere(kernel.compile_for, training.blocks.layout.no_ratings(), training.rank, training.hyper)
         event = self.progress.event
         while True:
             event = event or self._train()

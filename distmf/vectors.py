@@ -139,24 +139,26 @@ def ask_for_group(n_floats: int, size: int, col_bytes: int) -> Any:
     return ask_for
 
 
-def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool) -> Any:
-    """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the squared errors."""
+def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool, shared: bool) -> Any:
+    """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the squared errors.
+
+    Rows and columns take a share of the step size if it is `shared`, else all of it.
+    """
     vector, n_lines = ir.VectorType(FLOAT32, LANES), n_floats // LANES
     singles, doubles = ir.VectorType(FLOAT32, size), ir.VectorType(FLOAT64, size)
 
     @intrinsic
-    def step(typing_context, p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares):
-        signature = types.void(
-            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares
-        )
-
+    def step(typing_context, p, b_u, Q, b_i, cols, values, steps, squares):
         def codegen(context, builder, signature, arguments):
-            p, b_u, Q, b_i, cols, values, step_size, decay, bias_decay, row_share, col_share, squares = arguments
+            p, b_u, Q, b_i, cols, values, steps, squares = arguments
+            step_size, row_share, col_share, row_decay, col_decay, row_bias_decay, col_bias_decay = (
+                cgutils.unpack_tuple(builder, steps)
+            )
             code = Code(builder)
-            one = ir.Constant(FLOAT32, 1.0)
 
-            def kept(decay, share, n):  # of a value, after n ratings
-                return builder.fsub(one, builder.fmul(ir.Constant(FLOAT32, float(n)), builder.fmul(decay, share)))
+            def kept(decay, n):  # of a value, after n ratings
+                one, times = (ir.Constant(FLOAT32, float(k)) for k in (1, n))
+                return builder.fsub(one, builder.fmul(times, decay))
 
             def everywhere(value, width):
                 return code.splat(code.gather([value]), 0, width)
@@ -182,31 +184,29 @@ def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool) -
             if not training:
                 return
             gain = builder.fmul(error, everywhere(step_size, size))
-            old_biases = builder.fmul(col_biases, everywhere(kept(bias_decay, col_share, 1), size))
-            new_biases = code.fma(gain, everywhere(col_share, size), old_biases)
+            row_gain, col_gain = (
+                builder.fmul(gain, everywhere(share, size)) if shared else gain for share in (row_share, col_share)
+            )
+            new_biases = code.fma(col_biases, everywhere(kept(col_bias_decay, 1), size), col_gain)
             for bias, place in zip(code.lanes(new_biases), col_places, strict=True):
                 code.store(bias, place)
-            total, *others = code.lanes(gain)
-            for k in others:
-                total = builder.fadd(total, k)
-            new_bias = builder.fmul(row_bias, kept(bias_decay, row_share, size))
-            code.store(builder.fadd(new_bias, builder.fmul(total, row_share)), b_u)
-            gains = [code.splat(gain, k, LANES) for k in range(size)]
-            shares = [everywhere(share, LANES) for share in (row_share, col_share)]
-            decays = [everywhere(kept(decay, share, n), LANES) for share, n in ((row_share, size), (col_share, 1))]
+            new_bias = builder.fmul(row_bias, kept(row_bias_decay, size))
+            for k in code.lanes(row_gain):
+                new_bias = builder.fadd(new_bias, k)
+            code.store(new_bias, b_u)
+            row_gains, col_gains = ([code.splat(some, k, LANES) for k in range(size)] for some in (row_gain, col_gain))
+            of_row, of_col = everywhere(kept(row_decay, size), LANES), everywhere(kept(col_decay, 1), LANES)
             with code.each_line(n_lines) as offsets:
                 for offset in offsets:
                     a = code.load(builder.add(p, offset), vector, CACHE_LINE)
-                    share_of_a = builder.fmul(a, shares[1])
-                    pull = None
-                    for q, k in zip(rows_of_Q, gains, strict=True):
+                    new_a = builder.fmul(a, of_row)
+                    for q, row_k, col_k in zip(rows_of_Q, row_gains, col_gains, strict=True):
                         place = builder.add(q, offset)
                         b = code.load(place, vector, CACHE_LINE)
-                        pull = builder.fmul(b, k) if pull is None else code.fma(b, k, pull)
-                        code.store(code.fma(share_of_a, k, builder.fmul(b, decays[1])), place, CACHE_LINE)
-                    new_a = code.fma(pull, shares[0], builder.fmul(a, decays[0]))
+                        new_a = code.fma(b, row_k, new_a)
+                        code.store(code.fma(a, col_k, builder.fmul(b, of_col)), place, CACHE_LINE)
                     code.store(new_a, builder.add(p, offset), CACHE_LINE)
 
-        return signature, codegen
+        return types.void(p, b_u, Q, b_i, cols, values, steps, squares), codegen
 
     return step

@@ -145,7 +145,7 @@ def test_train_block__compiles_one_signature() -> None:
         kernel._compiled.cache_clear()
         for seed in range(3):
             ratings = make_ratings(20 * seed, coded=coded, seed=seed)
-            kernel.compile_for(ratings, 12)
+            kernel.compile_for(ratings, 12, HYPER)
             arrays = make_factors(12)
             for array in ratings[:4]:
                 array.setflags(write=bool(seed % 2))
@@ -155,5 +155,5 @@ def test_train_block__compiles_one_signature() -> None:
                 array.setflags(write=False)
             kernel.measure_block(ratings, *blocks(arrays), HYPER)
         for training in (True, False):
-            compiled = kernel._compiled(16, 1, coded, training=training)
+            compiled = kernel._compiled(16, 1, coded=coded, training=training, shared=training)
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]
