@@ -101,7 +101,7 @@ def test_plan__is_by_default_for_this_machine() -> None:
         ("--rank 0", "0 is not in the range 1<=x<=512"),
         ("--grid 5", "'5' is not a grid"),
         ("--workers 0", "0 is not in the range"),
-        ("--grid 2000x2", "--grid 2000x2: there are 1,000 users and 500 items; every block needs at least one of each"),
+        ("--grid 1010x2", "--grid 1010x2: there are 1,000 users and 500 items; every block needs at least one of each"),
     ],
 )
 def test_plan__refuses_what_makes_no_sense(option: str, message: str) -> None:
