@@ -38,7 +38,7 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
     """Yield the folder of a job, locked, with all that an earlier process did of it; it appears at `url` at the end.
 
     A folder of the same `kind` that is at `url` is replaced. If the job fails for a reason that lies in what it works
-    on, nothing is left; if it is interrupted, or a disk, a cluster or memory fails it, what is done is kept.
+    on, nothing is left; if it is interrupted, or a disk or a cluster fails, what is done is kept.
 
     Parameters
     ----------
@@ -74,9 +74,7 @@ def job_folder(url: str | Path, kind: Kind, what: dict[str, Any], transient: Seq
             try:
                 yield folder
             except BaseException as err:
-                is_of_use = _has_results(folder) and not isinstance(err, RatingsError)
-                if is_of_use and isinstance(err, MemoryBudgetError):  # with fewer threads the job goes on
-                    logger.warning("what is done is kept in %s", folder)
+                is_of_use = _has_results(folder) and not isinstance(err, RatingsError | MemoryBudgetError)
                 if is_of_use and isinstance(err, KeyboardInterrupt):
                     kept = f"what is done is kept in {folder}; the same command goes on from there"
                     raise KeyboardInterrupt(kept) from err

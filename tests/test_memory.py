@@ -226,21 +226,9 @@ def test_portions__fit(threads: int, string: int, n_ids: int) -> None:
 def test_block__takes_the_amount_that_a_refusal_names(grid: tuple[int, int], ratings: Path, tmp_path: Path) -> None:
     with pytest.raises(MemoryBudgetError, match="to sort the largest") as refusal:
         block_ratings(ratings, tmp_path / "b", grid=grid, threads=1, memory="222 MiB")
-    assert (tmp_path / "b.job").exists()  # what is counted may be of use
     named = re.search(r"needs (\S+ \S+) to sort", str(refusal.value))
     assert named
     block_ratings(ratings, tmp_path / "b", grid=grid, threads=1, memory=named[1])
-
-
-def test_block__goes_on_with_fewer_threads_than_were_refused(
-    ratings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(MemoryBudgetError, match="take --threads 1,"):
-        block_ratings(ratings, tmp_path / "b", grid=(1, 1), threads=2, memory="700 MiB")
-    with caplog.at_level("INFO", logger="distmf"):
-        block_ratings(ratings, tmp_path / "b", grid=(1, 1), threads=1, memory="700 MiB")
-    assert "are done already" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_block_and_fit__refuse_before_any_work(tmp_path: Path) -> None:
