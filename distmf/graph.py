@@ -195,7 +195,7 @@ def build_generation(
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
         fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
-        halfway, resting = _halfway(schedule[epoch]), _resting(schedule[epoch])
+        halfway, resting = _halfway(schedule[epoch]) if training.rows_on_disk else set(), _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
                 where, step, owner = (epoch, subepoch, *block), epoch * n_steps + subepoch, owners[block.row]
@@ -220,7 +220,7 @@ def build_generation(
                 fresh.discard(block.col)
                 if block in resting:
                     cols[block.col] = _part(build, "resting", where, visited, owner, ())
-                if training.rows_on_disk and block in halfway:
+                if block in halfway:
                     here = "rows", epoch + 1, block.row
                     sources[block.row] = _put_down(build, constants, here, rows.pop(block.row), owner, when="-halfway")
         end = (epoch + 1) * n_steps - 1
@@ -265,12 +265,9 @@ def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
 
 def _resting(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:
     """Return the blocks after which their column block is left alone: it need not keep the row block in memory."""
-    return {
-        block
-        for stratum, following in itertools.pairwise(strata)
-        for block in stratum
-        if block.col not in {other.col for other in following}
-    }
+    visited = [{block.col for block in stratum} for stratum in strata]
+    pairs = zip(strata, visited[1:], strict=False)  # but for the last stratum
+    return {block for stratum, later in pairs for block in stratum if block.col not in later}
 
 
 def _lead(training: Training) -> int | None:

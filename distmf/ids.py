@@ -96,9 +96,8 @@ def _hash_strings(offsets, data, salt):
             for byte in range(min(8, end - word_begin)):
                 word |= np.uint64(data[word_begin + byte]) << np.uint64(8 * byte)
             x = _mix(x ^ word)
-        hashes[n] = _mix(
-            x ^ np.uint64(end - begin)
-        )  # last, as zeros fill the last word: what is XORed twice may cancel
+        # The length last, as zeros fill the last word: what is XORed twice may cancel.
+        hashes[n] = _mix(x ^ np.uint64(end - begin))
     return hashes
 
 

@@ -46,7 +46,7 @@ def test_fit__asks_for_each_block_before_it_is_visited(tmp_path: Path, monkeypat
     monkeypatch.setattr(Blocks, "prefetch", noted_prefetch)
     monkeypatch.setattr(Blocks, "read", noted_read)
     MatrixFactorization(4, epochs=1).fit(blocks, threads=1)
-    visits = [key for n, (what, key) in enumerate(events) if what == "read"][:16]  # then comes the exact cost
+    visits = [key for what, key in events if what == "read"][:16]  # then comes the exact cost
     assert len(set(visits)) == 16
     asked = [key for key in visits if ("ask", key) in events[: events.index(("read", key))]]
     assert asked == visits[1:]
