@@ -9,6 +9,7 @@ one of the two states is whole. Files that nothing names any more are swept up w
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import posixpath
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from distmf.blocks import KIND as BLOCKS
 from distmf.blocks import Blocks
 from distmf.engine import Engine
@@ -24,10 +27,9 @@ from distmf.engines import check_storage
 from distmf.errors import StoreError
 from distmf.factors import Saved
 from distmf.filesystem import explained
-from distmf.graph import State
+from distmf.graph import Chain, State
 from distmf.history import Epoch, Stopped
 from distmf.lock import DriverLock, driver_lock
-from distmf.stepsize import StepState
 from distmf.store import TEMPORARY, Folder, Kind, free_folder, refuse_nested, temporary_folder
 from distmf.tasks import Cost
 
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 KIND = Kind(
     "distmf checkpoint",
-    1,
+    2,
     "checkpoint.json",
     (),
     r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin",
@@ -258,13 +260,15 @@ def _record(progress: Progress) -> dict[str, Any]:
 
 
 def _state_record(state: State) -> dict[str, Any]:
-    cost = None if state.cost is None else [_finite(value) for value in state.cost]
-    rows, cols = (list(side) if state.epoch else None for side in (state.rows, state.cols))
-    return {"epoch": state.epoch, "step": state.step, "cost": cost, "rows": rows, "cols": cols}
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    cost, spread = state.cost, state.cost and state.cost.spread
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "cost": cost and [cost.train, None if math.isnan(cost.holdout) else cost.holdout],
+        "spread": None if spread is None else spread.tolist(),
+        **{name: list(getattr(state, name)) if state.epoch else None for name in ("rows", "cols")},
+        "chains": state.chains,
+    }
 
 
 def _progress(record: dict[str, Any], first: State) -> Progress:
@@ -275,18 +279,27 @@ def _progress(record: dict[str, Any], first: State) -> Progress:
 
 
 def _state(record: dict[str, Any], first: State) -> State:
-    cost = record["cost"] and Cost(*[math.nan if value is None else value for value in record["cost"]])
-    rows, cols = first.rows, first.cols
-    if record["epoch"]:
-        rows, cols = (tuple(Saved(*saved) for saved in record[name]) for name in ("rows", "cols"))
-    return State(record["epoch"], rows, cols, StepState(*record["step"]), cost)
+    cost = None
+    if record["cost"]:
+        train, holdout = record["cost"]
+        spread = None if record["spread"] is None else np.array(record["spread"])
+        cost = Cost(train, math.nan if holdout is None else holdout, spread)
+    sides = _sides(record["rows"], record["cols"]) if record["epoch"] else (first.rows, first.cols)
+    chains = tuple(Chain(*_sides(rows, cols), precision) for rows, cols, precision in record["chains"])
+    return State(record["epoch"], *sides, type(first.step)(*record["step"]), cost, chains)
+
+
+def _sides(rows: list[Any], cols: list[Any]) -> tuple[tuple[Saved, ...], tuple[Saved, ...]]:
+    return tuple(Saved(*saved) for saved in rows), tuple(Saved(*saved) for saved in cols)
 
 
 def _directories(records: list[dict[str, Any]]) -> set[str]:
     """Return the sub-folders with the files that records name."""
     states = [record[name] for record in records for name in ("state", "before")]
-    return {posixpath.dirname(saved[0]) for state in states for saved in state["rows"] or ()}
+    rows = [rows for state in states for rows in (state["rows"] or (), *[chain[0] for chain in state["chains"]])]
+    return {posixpath.dirname(saved[0]) for saved in itertools.chain(*rows)}
 
 
 def _directories_of(state: State) -> set[str]:
-    return {posixpath.dirname(source.name) for source in state.rows if isinstance(source, Saved)}
+    sources = itertools.chain(state.rows, *[chain.rows for chain in state.chains])
+    return {posixpath.dirname(source.name) for source in sources if isinstance(source, Saved)}

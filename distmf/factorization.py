@@ -21,6 +21,7 @@ from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError
 from distmf.history import History, Stopped
 from distmf.kernel import MAX_RANK, Hyperparameters
+from distmf.langevin import SIDES, LangevinRule
 from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import KIND, Float32, Model, Recommendations
@@ -31,6 +32,9 @@ from distmf.tasks import Training
 from distmf.trainer import StopRules, Trainer, let_go
 
 logger = logging.getLogger(__name__)
+
+EPOCHS, EPOCHS_OF_CHAIN = 20, 400
+MAX_SAMPLES = 1024
 
 
 class MatrixFactorization:
@@ -50,8 +54,8 @@ class MatrixFactorization:
         λ, per rating.
     bias_reg : float
         λ_b, per rating.
-    epochs : int
-        Passes over the ratings, at most.
+    epochs : int, optional
+        Passes over the ratings, at most: by default 20; with `posterior_samples` as many for each, by default 400.
     step_size : float or "auto"
         η on ratings of unit standard deviation; "auto" starts well and adapts it to the cost.
     step_decay : float
@@ -60,6 +64,10 @@ class MatrixFactorization:
         Stop when the cost falls by less than this share per epoch; 0 never stops.
     target_cost : float, optional
         Stop when the mean squared error over the ratings, in their units squared, is below this.
+    posterior_samples : int
+        If not 0, the factors are drawn from their posterior instead, by as many chains, and predictions are the means
+        over all of them. `reg`, `bias_reg`, the step size and the stop rules then have no effect: there is nothing to
+        choose. The ratings' noise and the spread of the factors are learned.
     seed : int
         Of the first factors and of all orders.
 
@@ -97,11 +105,12 @@ class MatrixFactorization:
         *,
         reg: float = 0.05,
         bias_reg: float = 0.02,
-        epochs: int = 20,
+        epochs: int | None = None,
         step_size: float | Literal["auto"] = "auto",
         step_decay: float = 1.0,
         tol: float = 1e-5,
         target_cost: float | None = None,
+        posterior_samples: int = 0,
         seed: int = 0,
     ) -> None:
         self.rank = rank
@@ -112,6 +121,7 @@ class MatrixFactorization:
         self.step_decay = step_decay
         self.tol = tol
         self.target_cost = target_cost
+        self.posterior_samples = posterior_samples
         self.seed = seed
         self._model: Model | None = None
 
@@ -223,16 +233,22 @@ class MatrixFactorization:
 
     def _training(self, blocks: Blocks, folder: Folder | None = None, *, rows_on_disk: bool = False) -> Training:
         moments = blocks.moments
-        shares = [share_of_step(blocks.n_ratings, n_lines) for n_lines in (blocks.n_users, blocks.n_items)]
-        hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg, *shares)
+        hyper = Hyperparameters(moments.mean, moments.std or 1.0, self.reg, self.bias_reg)
+        where = self.rank, self.seed, folder, rows_on_disk
+        if self.posterior_samples:
+            n_users, n_items = (int(np.count_nonzero(blocks.counts(side))) for side in SIDES)
+            chains = self.posterior_samples, self.epochs
+            rule = LangevinRule(*chains, self.rank, self.seed, blocks.n_ratings, (n_users, n_items))
+            return Training(blocks, hyper._replace(reg=0.0, bias_reg=0.0), rule, *where)
         if self.step_size == "auto":
-            rule = StepRule(START, self.step_decay, self.epochs)
+            step_rule = StepRule(START, self.step_decay, self.epochs)
         else:
-            rule = StepRule(float(self.step_size), self.step_decay)
-        return Training(blocks, hyper, rule, self.rank, self.seed, folder, rows_on_disk)
+            step_rule = StepRule(float(self.step_size), self.step_decay)
+        users, items = (share_of_step(blocks.n_ratings, n_lines) for n_lines in (blocks.n_users, blocks.n_items))
+        return Training(blocks, hyper, step_rule, *where, (users, items))
 
     def _train(self, training: Training, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
-        rules = StopRules(self.epochs, self.tol, self.target_cost)
+        rules = StopRules(self.epochs * max(1, self.posterior_samples), self.tol, self.target_cost)
         trainer = Trainer(training, rules, engine, checkpoint, save_every)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
@@ -253,7 +269,14 @@ class MatrixFactorization:
 
     def _check(self) -> None:
         """Refuse hyperparameters out of their range, and make plain numbers of the others."""
-        whole: dict[str, tuple[float, float]] = {"rank": (1, MAX_RANK), "epochs": (1, 2**31), "seed": (0, 2**63 - 1)}
+        if self.epochs is None:
+            self.epochs = EPOCHS_OF_CHAIN if self.posterior_samples else EPOCHS
+        whole: dict[str, tuple[float, float]] = {
+            "rank": (1, MAX_RANK),
+            "epochs": (1, 2**31),
+            "posterior_samples": (0, MAX_SAMPLES),
+            "seed": (0, 2**63 - 1),
+        }
         names = ["reg", "bias_reg", "step_decay", "tol", *(["target_cost"] if self.target_cost is not None else [])]
         real = dict.fromkeys(names, (0.0, math.inf))
         for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):

@@ -1,12 +1,15 @@
 """Factor blocks: the first ones, copies to write to, and files of them.
 
-A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32). Its shape and its
-checksum stand in the manifest of the checkpoint that names it.
+A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32); for a block of a chain
+of draws then those of its mean, and the ratings of each row (float32). Its shape and its checksum stand in the manifest
+of the checkpoint that names it.
 
 A block that was saved stays in memory until it is fetched in the same process, so that the next generation starts
 without reading. That is a short cut and nothing else: a block that is not there is read from its file.
 """
 
+import functools
+import math
 import posixpath
 import threading
 import zlib
@@ -25,11 +28,12 @@ ROWS_AT_ONCE = 4096  # drawn
 
 
 class Saved(NamedTuple):
-    """A factor block in a file: its name in the folder, its number of rows, and the file's checksum."""
+    """A factor block in a file: its name in the folder, its number of rows, the file's checksum, and what is in it."""
 
     name: str
     n_rows: int
     checksum: int
+    has_mean: bool = False
 
 
 class First(NamedTuple):
@@ -45,16 +49,35 @@ class First(NamedTuple):
         Standard deviation of the factors.
     unrated : int64, shape (n,)
         Rows without a rating to train on: theirs are zero.
+    counts : float32, shape (n_rows,), or None
+        Ratings of each row, for a chain of draws.
     """
 
     seed: tuple[int, ...]
     n_rows: int
     std: float
     unrated: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.float32] | None = None
 
 
-# Where a factor block comes from: drawn, in a file, or in memory.
-Source = First | Saved | FactorBlock
+class Stacked(NamedTuple):
+    """Factor blocks of several chains side by side.
+
+    Attributes
+    ----------
+    parts : tuple of Saved or FactorBlock
+        The end of each chain.
+    draws : bool
+        Whether the last draws of the chains are meant, each with its bias as one more factor, and no biases; else their
+        means, as one block of which a product is the mean of the chains' products.
+    """
+
+    parts: "tuple[Source, ...]"
+    draws: bool = False
+
+
+# Where a factor block comes from: drawn, in a file, in memory, or put together.
+Source = First | Saved | FactorBlock | Stacked
 
 _kept: dict[tuple[str, str], FactorBlock] = {}
 _lock = threading.Lock()
@@ -72,6 +95,8 @@ def fetch(source: Source, folder: Folder | None, rank: int) -> FactorBlock:
         return source
     if isinstance(source, First):
         return _drawn(source, rank)
+    if isinstance(source, Stacked):
+        return _stacked(source, folder, rank // len(source.parts))
     assert folder is not None
     with _lock:
         kept = _kept.pop((str(folder), source.name), None)
@@ -88,32 +113,64 @@ def _drawn(first: First, rank: int) -> FactorBlock:
         part[:] = rng.standard_normal(part.shape, dtype=np.float32)
         part *= np.float32(first.std)
     factors[first.unrated] = 0
-    return frozen(FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32)))
+    block = FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32))
+    if first.counts is not None:
+        block = block._replace(mean=FactorBlock(factors.copy(), block.biases.copy()), counts=first.counts)
+    return frozen(block)
+
+
+def _stacked(stacked: Stacked, folder: Folder | None, rank: int) -> FactorBlock:
+    """Put the chains' blocks side by side, one after the other: only one of them is in memory besides."""
+    n_chains = len(stacked.parts)
+    width = rank - 1 if stacked.draws else rank  # a draw's bias is one more factor
+    for n, part in enumerate(stacked.parts):
+        block = fetch(part, folder, width)
+        if n == 0:
+            factors, biases = (
+                aligned_empty(len(block.biases), padded_rank(n_chains * rank)),
+                np.zeros_like(block.biases),
+            )
+            factors[:, n_chains * rank :] = 0
+        place = factors[:, n * rank : (n + 1) * rank]
+        if stacked.draws:
+            place[:, :-1], place[:, -1] = block.factors[:, :width], block.biases
+        else:
+            assert block.mean is not None
+            place[:] = block.mean.factors[:, :rank] * np.float32(1 / math.sqrt(n_chains))
+            biases += block.mean.biases * np.float32(1 / n_chains)
+    return frozen(FactorBlock(factors, biases))
 
 
 def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
     """Read a factor block from its file, as `fetch` does when it is not in memory."""
-    n_floats = saved.n_rows * (rank + 1)
+    n_rows, n_floats = saved.n_rows, saved.n_rows * ((2 if saved.has_mean else 1) * (rank + 1) + saved.has_mean)
     data = empty_bytes(FLOAT_BYTES * n_floats)
     folder.read_into(saved.name, 0, data)
     if zlib.crc32(data.data) != saved.checksum:
         raise StoreError(f"{folder}: {saved.name} does not match its checksum: the file is damaged")
     floats = np.frombuffer(data, dtype=np.float32)
-    factors = aligned_empty(saved.n_rows, padded_rank(rank))
-    factors[:, rank:] = 0
-    factors[:, :rank] = floats[: saved.n_rows * rank].reshape(saved.n_rows, rank)
-    return frozen(FactorBlock(factors, floats[saved.n_rows * rank :].copy()))
+
+    def block(begin: int) -> FactorBlock:
+        factors, end = aligned_empty(n_rows, padded_rank(rank)), begin + n_rows * rank
+        factors[:, rank:] = 0
+        factors[:, :rank] = floats[begin:end].reshape(n_rows, rank)
+        return FactorBlock(factors, floats[end : end + n_rows].copy())
+
+    if not saved.has_mean:
+        return frozen(block(0))
+    return frozen(block(0)._replace(mean=block(n_rows * (rank + 1)), counts=floats[-n_rows:].copy()))
 
 
 def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool) -> Saved:
     """Write a factor block to a file, all or nothing; `keep` it in memory too if it will be fetched next."""
-    arrays = np.ascontiguousarray(side.factors[:, :rank]), side.biases
+    arrays = [np.ascontiguousarray(array[:, :rank]) if array.ndim == 2 else array for array in side.arrays()]
     folder.write(name, arrays)
     if keep:
         forget(folder, all_but=posixpath.dirname(name))
         with _lock:
             _kept[str(folder), name] = side
-    return Saved(name, len(side.biases), zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data)))
+    checksum = functools.reduce(lambda checksum, array: zlib.crc32(array.data, checksum), arrays, 0)
+    return Saved(name, len(side.biases), checksum, side.mean is not None)
 
 
 def verify(saved: Saved, folder: Folder, rank: int, keep: bool) -> str:
@@ -139,14 +196,16 @@ def forget(folder: Folder, all_but: str = "") -> None:
 def thawed(side: FactorBlock, *, is_own: bool = False) -> FactorBlock:
     """Return a copy to write to, or the block itself if it is the caller's own."""
     if not is_own:
-        return FactorBlock(aligned_copy(side.factors), aligned_copy(side.biases))
-    for array in side:
+        side = side._replace(
+            factors=aligned_copy(side.factors), biases=aligned_copy(side.biases), mean=side.mean and thawed(side.mean)
+        )
+    for array in side.arrays()[: 4 if side.mean else 2]:
         array.setflags(write=True)
     return side
 
 
 def frozen(side: FactorBlock) -> FactorBlock:
     """Make the arrays read-only: a tripwire for tasks that change what they were given."""
-    for array in side:
+    for array in side.arrays():
         array.setflags(write=False)
     return side

@@ -23,8 +23,9 @@ from dask.typing import Key
 
 from distmf import tasks
 from distmf.engine import SGD_NAMES, Graph
-from distmf.factors import First, Source
+from distmf.factors import First, Source, Stacked
 from distmf.grid import BlockKey
+from distmf.langevin import SIDES, ChainState
 from distmf.schedule import strata
 from distmf.stepsize import StepState
 from distmf.tasks import Cost, Passed, Training
@@ -43,17 +44,34 @@ class State(NamedTuple):
         Epochs done.
     rows, cols : tuple of Source
         Row blocks and column blocks.
-    step : StepState
+    step : StepState or ChainState
         Of the next epoch.
     cost : Cost or None
         Of the last epoch, which no step size has seen yet.
+    chains : tuple of Chain
+        Those that have ended, where the posterior is drawn from.
     """
 
     epoch: int
     rows: tuple[Source, ...]
     cols: tuple[Source, ...]
-    step: StepState
+    step: StepState | ChainState
     cost: Cost | None
+    chains: "tuple[Chain, ...]" = ()
+
+    @property
+    def end_of_chain(self) -> "Chain":
+        """What is kept of a chain that has ended in this state."""
+        assert isinstance(self.step, ChainState)
+        return Chain(self.rows, self.cols, self.step.noise_precision)
+
+
+class Chain(NamedTuple):
+    """What is kept of a chain of draws: its row blocks and column blocks at the end, and the precision of the noise."""
+
+    rows: tuple[Source, ...]
+    cols: tuple[Source, ...]
+    noise_precision: float
 
 
 class Generation(NamedTuple):
@@ -82,17 +100,48 @@ class Generation(NamedTuple):
 
 def first_state(training: Training) -> State:
     """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
+    return State(0, *_first_factors(training, 0), training.rule.first(), None)
+
+
+def with_next_chain(training: Training, state: State) -> State:
+    """Return the state itself, or, where a chain of draws has ended in it and there is another, the start of that."""
+    rule = training.chain_rule
+    if rule is None or not state.epoch or state.epoch % rule.epochs or state.epoch == rule.chains * rule.epochs:
+        return state
+    chains, step = (*state.chains, state.end_of_chain), rule.first()._replace(base=state.step.base)
+    return State(state.epoch, *_first_factors(training, len(chains)), step, None, chains)
+
+
+def of_all_chains(training: Training, state: State, *, draws: bool = False) -> tuple[Training, State]:
+    """Return a training and a state whose factors are those of all chains of draws side by side; see `Stacked`.
+
+    A chain that has not come to its first draws does not count, unless it is the only one.
+    """
+    rule = training.chain_rule
+    assert rule is not None
+    assert isinstance(state.step, ChainState)
+    is_part = not state.chains or state.step.epoch > rule.burn_in
+    chains = (*state.chains, state.end_of_chain) if is_part else state.chains
+    rows, cols = (
+        tuple(Stacked(parts, draws) for parts in zip(*sides, strict=True))
+        for sides in ([chain.rows for chain in chains], [chain.cols for chain in chains])
+    )
+    rank = len(chains) * (training.rank + draws)
+    return training._replace(rank=rank), state._replace(rows=rows, cols=cols, chains=chains)
+
+
+def _first_factors(training: Training, chain: int) -> tuple[tuple[First, ...], tuple[First, ...]]:
     blocks = training.blocks
     std = FIRST_FACTORS_STD if blocks.moments.std else 0.0  # nothing can be learned from ratings that are all the same
 
     def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
         parts = np.split(blocks.counts(name), cuts[1:-1])
-        seeds = [(training.seed, int(name == "item"), n) for n in range(len(parts))]
+        seeds = [(training.seed, int(name == "item"), n, *([chain] if chain else [])) for n in range(len(parts))]
         unrated = [np.flatnonzero(part == 0) for part in parts]
-        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated))
+        counts = [part.astype(np.float32) if training.chain_rule else None for part in parts]
+        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated, counts))
 
-    rows, cols = firsts("user", blocks.layout.row_cuts), firsts("item", blocks.layout.col_cuts)
-    return State(0, rows, cols, training.rule.first(), None)
+    return firsts("user", blocks.layout.row_cuts), firsts("item", blocks.layout.col_cuts)
 
 
 class ReadAhead(NamedTuple):
@@ -194,7 +243,9 @@ def build_generation(
     snapshots: dict[int, Key] = {}
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
-        fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
+        fresh = {
+            (name, n) for name, n_blocks in zip(SIDES, training.blocks.shape, strict=True) for n in range(n_blocks)
+        }
         halfway, resting = _halfway(schedule[epoch]) if training.rows_on_disk else set(), _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
@@ -211,13 +262,13 @@ def build_generation(
                         step=step - LEAD,
                         home=owner,
                     )
-                is_fresh = block.col in fresh
+                is_fresh = ("user", block.row) in fresh, ("item", block.col) in fresh
                 args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=tasks.visit, args=args, step=step, home=owner)
                 build.consumable[visited.key] = ()
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
-                fresh.discard(block.col)
+                fresh -= {("user", block.row), ("item", block.col)}
                 if block in resting:
                     cols[block.col] = _part(build, "resting", where, visited, owner, ())
                 if block in halfway:
@@ -225,7 +276,7 @@ def build_generation(
                     sources[block.row] = _put_down(build, constants, here, rows.pop(block.row), owner, when="-halfway")
         end = (epoch + 1) * n_steps - 1
         passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
-        args = [steps[epoch], passed[epoch - 1], constants]
+        args = [steps[epoch], passed[epoch - 1], constants, epoch]
         steps[epoch + 1] = build.put("step", epoch + 1, call=tasks.next_step, args=args, step=end)
         is_last = epoch + 1 == state.epoch + n_epochs
         if is_last or training.rows_on_disk or (training.folder and (epoch + 1) % save_every == 0):

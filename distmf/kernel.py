@@ -81,10 +81,21 @@ class FactorBlock(NamedTuple):
         P_i or Q_j in units of the square root of the ratings' scale; from `aligned_empty`; columns from `rank` on zero.
     biases : float32, shape (n,)
         b_u or b_i, in units of the ratings' scale.
+    mean : FactorBlock or None
+        Of the draws so far, where they are drawn from the posterior.
+    counts : float32, shape (n,), or None
+        Ratings of each, there.
     """
 
     factors: Factors
     biases: npt.NDArray[np.float32]
+    mean: "FactorBlock | None" = None
+    counts: npt.NDArray[np.float32] | None = None
+
+    def arrays(self) -> list[npt.NDArray[np.float32]]:
+        """Return all arrays."""
+        more = [] if self.mean is None or self.counts is None else [*self.mean.arrays(), self.counts]
+        return [self.factors, self.biases, *more]
 
 
 class Tiles(NamedTuple):
@@ -96,12 +107,14 @@ class Tiles(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """Where the factors and biases of a block, or of a tile of it, lie in memory."""
+    """Where factors, biases and shares of the step of a block, or of a tile of it, lie in memory."""
 
     P: np.uintp
     b_u: np.uintp
+    s_u: np.uintp
     Q: np.uintp
     b_i: np.uintp
+    s_i: np.uintp
 
 
 def padded_rank(rank: int) -> int:
@@ -109,11 +122,11 @@ def padded_rank(rank: int) -> int:
     return -(-rank // LANES) * LANES
 
 
-def compile_for(ratings: Ratings, rank: int, hyper: "Hyperparameters") -> None:
+def compile_for(ratings: Ratings, rank: int, hyper: "Hyperparameters", shared: bool = False) -> None:
     """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
     nothing = ratings._replace(counts=np.zeros((1, len(GROUP_SIZES)), dtype=np.uint32), n_tile_cols=1)
     rows, cols = (FactorBlock(aligned_empty(1, padded_rank(rank)), np.empty(1, dtype=np.float32)) for _ in range(2))
-    train_block(nothing, rows, cols, hyper, 0.0, 0)
+    train_block(nothing, rows, cols, hyper, 0.0, 0, (rows.biases, cols.biases) if shared else None)
     measure_block(nothing, rows, cols, hyper)
 
 
@@ -126,20 +139,26 @@ class Hyperparameters(NamedTuple):
         Mean and standard deviation of the ratings: the kernel works on (rating - mean) / scale.
     reg, bias_reg : float
         λ of the factors and λ_b of the biases, per rating, on ratings of unit standard deviation.
-    row_share, col_share : float
-        s_u and s_i, the shares of the step size that rows and columns take; see `stepsize.share_of_step`.
     """
 
     mean: float
     scale: float
     reg: float
     bias_reg: float
-    row_share: float = 1.0
-    col_share: float = 1.0
+
+
+# Shares of the step size that the rows and the columns of a block take: float32, shapes (n_rows,) and (n_cols,).
+Shares = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def train_block(
-    ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters, step_size: float, seed: int
+    ratings: Ratings,
+    rows: FactorBlock,
+    cols: FactorBlock,
+    hyper: Hyperparameters,
+    step_size: float,
+    seed: int,
+    shares: Shares | None = None,
 ) -> float:
     """Update `rows` and `cols` in place with one SGD step per group and return the sum of squared errors.
 
@@ -155,11 +174,13 @@ def train_block(
     rows, cols : FactorBlock
         P and b_u of the users, Q and b_i of the items.
     hyper : Hyperparameters
-        μ, the scale of the ratings, λ and λ_b, s_u and s_i.
+        μ, the scale of the ratings, λ and λ_b.
     step_size : float
         η.
     seed : int
         Draws the order of the visits; from 0 to 2**64 - 1.
+    shares : pair of float32 arrays, shapes (n_rows,) and (n_cols,), optional
+        s_u and s_i, the shares of the step size that rows and columns take; without them all take all of it.
 
     Returns
     -------
@@ -171,7 +192,7 @@ def train_block(
     ----------
     .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer, 2009.
     """
-    return _pass(ratings, rows, cols, hyper, step_size, seed, training=True)
+    return _pass(ratings, rows, cols, hyper, step_size, seed, shares, training=True)
 
 
 def measure_block(ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters) -> float:
@@ -180,7 +201,7 @@ def measure_block(ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper:
     Parameters are those of `train_block`.
     """
     rows, cols = (FactorBlock(_aligned(side.factors), _read_only(side.biases)) for side in (rows, cols))
-    return _pass(ratings, rows, cols, hyper, 0.0, 0, training=False)
+    return _pass(ratings, rows, cols, hyper, 0.0, 0, None, training=False)
 
 
 def _pass(
@@ -190,16 +211,17 @@ def _pass(
     hyper: Hyperparameters,
     step_size: float,
     seed: int,
+    shares: Shares | None,
     *,
     training: bool,
 ) -> float:
     """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
     encoding = ratings.encoding
-    shares = hyper.row_share, hyper.col_share
-    kind = {"coded": len(encoding.table) > 0, "training": training, "shared": training and shares != (1, 1)}
+    kind = {"coded": len(encoding.table) > 0, "training": training, "shared": shares is not None}
     run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, **kind)
-    places = [np.uintp(array.ctypes.data) for side in (rows, cols) for array in side]
-    assert places[0] % CACHE_LINE == places[2] % CACHE_LINE == 0
+    sides = zip((rows, cols), shares or (rows.biases, cols.biases), strict=True)  # those that are not read may be any
+    at = Addresses(*(np.uintp(array.ctypes.data) for side, share in sides for array in (*side[:2], share)))
+    assert at.P % CACHE_LINE == at.Q % CACHE_LINE == 0
     table = ((np.array(encoding.table, dtype=np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
     starts = [np.concatenate([[0], np.cumsum(n)]).astype(np.uint64) for n in (ratings.counts.sum(1), ratings.sizes())]
     arrays = tuple(_read_only(array) for array in (*ratings[:4], table, *starts))
@@ -207,12 +229,11 @@ def _pass(
     mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
         centring = tuple(np.array([mean, inverse_scale]).astype(np.float32))
-        decays = [share * step_size * reg for reg in (hyper.reg, hyper.bias_reg) for share in shares]
-        steps = tuple(np.array([step_size, *shares, *decays]).astype(np.float32))
+        steps = tuple(np.array([step_size, step_size * hyper.reg, step_size * hyper.bias_reg]).astype(np.float32))
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     centred = np.empty(int(np.diff(starts[1]).max()), dtype=np.float32)
     squares = np.zeros(GROUP_SIZES[0])
-    run(arrays, tiles, Addresses(*places), centring, steps, centred, squares, np.uint64(seed))
+    run(arrays, tiles, at, centring, steps, centred, squares, np.uint64(seed))
     return float(squares.sum())
 
 
@@ -258,8 +279,9 @@ def _compiled(n_floats: int, col_bytes: int, *, coded: bool, training: bool, sha
                     value = values[begin + k]
                     centred[k] = table[value] if coded else (np.float32(value) - mean) * inverse_scale
                 u, i = tile_row * height, tile_col * width
-                P, b_u = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES
-                corner = Addresses(P, b_u, at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES)
+                P, b_u, s_u = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * FLOAT_BYTES
+                Q, b_i, s_i = at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES, at.s_i + i * FLOAT_BYTES
+                corner = Addresses(P, b_u, s_u, Q, b_i, s_i)
                 col, value = np.uint64(cols.ctypes.data) + begin * column_bytes, np.uint64(centred.ctypes.data)
                 for kind in range(len(GROUP_SIZES)):
                     n, size = np.uint64(counts[tile, kind]), np.uint64(GROUP_SIZES[kind])
@@ -304,7 +326,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool, shared
             ask_for(at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i, cols + coming * column_bytes)
             coming = _advance(coming, stride, n)
             u = np.uint64(rows[first + position // a_row])
-            place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i
+            place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * FLOAT_BYTES, at.Q, at.b_i, at.s_i
             step(*place, cols + position * column_bytes, values + position * value_bytes, steps, squares.ctypes.data)
             position = _advance(position, stride, n)
 

@@ -22,16 +22,17 @@ from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
 from distmf.filesystem import is_local
-from distmf.graph import State
+from distmf.graph import State, of_all_chains
 from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.ids import salt
+from distmf.langevin import SIDES
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
-KIND = Kind("distmf model", 1, "model.json", ("users.parquet", "items.parquet"))
+KIND = Kind("distmf model", 2, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE = 1 << 24
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
@@ -53,18 +54,21 @@ class Side:
         b_u or b_i.
     counts : int64, shape (n,)
         Ratings trained on.
+    draws : float32, shape (n, samples, rank + 1), or None
+        Draws from the posterior, of the factors and of the bias.
     """
 
     ids: pa.Array
     factors: Float32
     biases: Float32
     counts: npt.NDArray[np.int64]
+    draws: Float32 | None = None
 
     @classmethod
-    def of_training(cls, training: Training, name: Literal["user", "item"], sources: Sequence[Source]) -> Self:
+    def of_training(cls, training: Training, name: Literal["user", "item"], state: State) -> Self:
         """Return the side of trained factor blocks, in units of the ratings, of which one at a time is in memory.
 
-        Where the row blocks lie on disk, so do the factors of the users: in a file that is gone when nobody uses them.
+        Where the row blocks lie on disk, so do the factors of the users: in files that are gone when nobody uses them.
         """
         table = training.blocks.ids(name)
         order = pc.sort_indices(table["id"]).to_numpy()
@@ -72,20 +76,16 @@ class Side:
         positions[order] = np.arange(len(order), dtype=positions.dtype)
         ids, counts = table["id"].take(pa.array(order)).combine_chunks(), table["count"].to_numpy()[order]
         del table, order
-        biases = np.empty(len(ids), dtype=np.float32)
-        if name == "item" or not training.rows_on_disk:
-            factors = np.empty((len(ids), training.rank), dtype=np.float32)
-            _gather(training, sources, positions, 0, factors, biases)
-            return cls(ids, factors, biases, counts)
-        part = np.empty((max(1, GATHERED_BYTES // (FLOAT_BYTES * training.rank)), training.rank), dtype=np.float32)
-        with tempfile.TemporaryFile(dir=_local_folder(training)) as file:
-            for begin in range(0, len(ids), len(part)):
-                part = part[: len(ids) - begin]
-                _gather(training, sources, positions, begin, part, biases)
-                file.write(part.data)
-            file.flush()
-            factors = np.asarray(np.memmap(file, np.float32, "r", shape=(len(ids), training.rank)))
-        return cls(ids, factors, biases, counts)
+        scale = training.hyper.scale
+        if training.chain_rule is None:
+            return cls(ids, *_gathered(training, name, state, positions, np.float32(math.sqrt(scale))), counts)
+        averaging, averaged = of_all_chains(training, state)
+        factors, biases = _gathered(averaging, name, averaged, positions, np.float32(math.sqrt(scale)))
+        drawing, drawn = of_all_chains(training, state, draws=True)
+        units = np.full((len(drawn.chains), training.rank + 1), math.sqrt(scale), dtype=np.float32)
+        units[:, -1] = scale  # biases
+        draws, _ = _gathered(drawing, name, drawn, positions, units.ravel())
+        return cls(ids, factors, biases, counts, draws.reshape(len(ids), *units.shape))
 
     @functools.cached_property
     def map(self) -> IdMap:
@@ -101,14 +101,52 @@ class Side:
         """Return the side as a table, for a file."""
         rank = self.factors.shape[1]
         factors = pa.FixedSizeListArray.from_arrays(pa.array(self.factors.reshape(-1)), rank)
-        return pa.table({"id": self.ids, "bias": self.biases, "factors": factors, "count": self.counts})
+        columns = {"id": self.ids, "bias": self.biases, "factors": factors, "count": self.counts}
+        if self.draws is not None:
+            flat = pa.array(self.draws.reshape(-1))
+            columns["draws"] = pa.FixedSizeListArray.from_arrays(flat, math.prod(self.draws.shape[1:]))
+        return pa.table(columns)
 
     @classmethod
     def from_table(cls, table: pa.Table, rank: int) -> Self:
-        """Return the side that `table` made."""
-        columns = {name: table[name].combine_chunks() for name in ("id", "bias", "factors", "count")}
-        factors = columns["factors"].flatten().to_numpy(zero_copy_only=False).reshape(-1, rank)
-        return cls(columns["id"], factors, columns["bias"].to_numpy(), columns["count"].to_numpy())
+        """Return the side that `table` made; `rank` is that of a draw, if there are any."""
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        n, factors = len(table), columns["factors"].flatten().to_numpy(zero_copy_only=False)
+        draws = columns["draws"].flatten().to_numpy(zero_copy_only=False) if "draws" in columns else None
+        return cls(
+            columns["id"],
+            factors.reshape(n, -1) if n else factors.reshape(0, rank),
+            columns["bias"].to_numpy(),
+            columns["count"].to_numpy(),
+            None if draws is None else draws.reshape(n, -1, rank + 1),
+        )
+
+    @functools.cached_property
+    def squares(self) -> Float32:
+        """Mean squares of the draws over all that were trained on: float32, shape (samples, rank + 1)."""
+        assert self.draws is not None
+        known = self.draws[self.counts > 0]
+        return np.asarray(np.einsum("nsk,nsk->sk", known, known) / np.float32(len(known)))
+
+
+def _gathered(
+    training: Training, name: Literal["user", "item"], state: State, positions: npt.NDArray[Any], units: Any
+) -> tuple[Float32, Float32]:
+    """Return the factors, in some units of ratings, and the biases of a side at their positions."""
+    sources, n, rank = state.rows if name == "user" else state.cols, len(positions), training.rank
+    biases = np.empty(n, dtype=np.float32)
+    if name == "item" or not training.rows_on_disk:
+        factors = np.empty((n, rank), dtype=np.float32)
+        _gather(training, sources, positions, 0, units, factors, biases)
+        return factors, biases
+    part = np.empty((max(1, GATHERED_BYTES // (FLOAT_BYTES * rank)), rank), dtype=np.float32)
+    with tempfile.TemporaryFile(dir=_local_folder(training)) as file:
+        for begin in range(0, n, len(part)):
+            part = part[: n - begin]
+            _gather(training, sources, positions, begin, units, part, biases)
+            file.write(part.data)
+        file.flush()
+        return np.asarray(np.memmap(file, np.float32, "r", shape=(n, rank))), biases
 
 
 def _gather(
@@ -116,6 +154,7 @@ def _gather(
     sources: Sequence[Source],
     positions: npt.NDArray[Any],
     begin: int,
+    units: Any,
     factors: Float32,
     biases: Float32,
 ) -> None:
@@ -127,7 +166,7 @@ def _gather(
         first += len(there)
         biases[there] = block.biases * np.float32(scale)
         rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
-        factors[there[rows] - begin] = block.factors[rows, :rank] * np.float32(math.sqrt(scale))
+        factors[there[rows] - begin] = block.factors[rows, :rank] * units
         give_back_idle_memory()
 
 
@@ -197,13 +236,18 @@ class Model(NamedTuple):
     global_bias: float
     rating_range: tuple[float, float]
     history: History
+    noise_std: float | None = None  # of the ratings, where there are draws from the posterior
 
     @classmethod
     def of_training(cls, training: Training, state: State, history: History) -> Self:
         """Return the model of a state of a training."""
-        users = Side.of_training(training, "user", state.rows)
-        items = Side.of_training(training, "item", state.cols)
-        return cls(users, items, training.hyper.mean, training.blocks.rating_range, history)
+        users, items = (Side.of_training(training, name, state) for name in SIDES)
+        noise_std = None
+        if training.chain_rule:
+            _, state = of_all_chains(training, state)
+            variance = np.mean([1 / chain.noise_precision for chain in state.chains])
+            noise_std = math.sqrt(variance) * training.hyper.scale
+        return cls(users, items, training.hyper.mean, training.blocks.rating_range, history, noise_std)
 
     @property
     def is_finite(self) -> bool:
@@ -225,6 +269,45 @@ class Model(NamedTuple):
                 np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
             )
         return self._clipped(predicted, clip=clip), (rows < 0) | (cols < 0)
+
+    def std(self, user_ids: Any, item_ids: Any) -> Float32:
+        """Return the predictive standard deviation of each pair: of the noise, and of the draws from the posterior."""
+        rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
+        found, noise_std = np.empty(len(rows), dtype=np.float32), self._noise_std
+        for begin in range(0, len(rows), PAIRS_AT_ONCE):
+            u, i = rows[begin : begin + PAIRS_AT_ONCE], cols[begin : begin + PAIRS_AT_ONCE]
+            found[begin : begin + PAIRS_AT_ONCE] = np.sqrt(noise_std**2 + self._variance(u, i))
+        return found
+
+    @property
+    def _noise_std(self) -> float:
+        if self.noise_std is None:
+            raise ValueError(
+                "the model has no draws from the posterior, so it cannot say how sure it is; train it with "
+                "posterior_samples (--posterior-samples)"
+            )
+        return self.noise_std
+
+    def _variance(self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> Float32:
+        """Return the variance of the prediction over the draws, for the users and items at some positions.
+
+        An unseen user or item, at -1, may be any: the variance is that over all users or items.
+        """
+        users, items = self.users.draws, self.items.draws
+        assert users is not None
+        assert items is not None
+        is_known = (rows >= 0) & (cols >= 0)
+        p, q = users[rows], items[cols]  # of what is unseen, those of somebody else
+        drawn = np.einsum("nsk,nsk->ns", p[..., :-1], q[..., :-1]) + p[..., -1] + q[..., -1]
+        variance = np.square(drawn - drawn.mean(axis=1, keepdims=True)).sum(axis=1) / max(1, drawn.shape[1] - 1)
+        for n in np.flatnonzero(~is_known).tolist():
+            squares = [
+                np.square(draw) if position >= 0 else side.squares
+                for side, draw, position in ((self.users, p[n], rows[n]), (self.items, q[n], cols[n]))
+            ]
+            unseen = [side[:, -1] for side, position in zip(squares, (rows[n], cols[n]), strict=True) if position < 0]
+            variance[n] = np.mean(sum(unseen) + (squares[0] * squares[1])[:, :-1].sum(axis=1))
+        return np.asarray(variance)
 
     def scores(self, rows: npt.NDArray[np.int64], *, clip: bool) -> Float32:
         """Return the predicted ratings of all items by the users at some positions, -1 for an unseen one."""
@@ -273,6 +356,7 @@ class Model(NamedTuple):
             "global_bias": self.global_bias,
             "rating_range": self.rating_range,
             "history": self.history.to_json(),
+            "noise_std": self.noise_std,
         }
         folder.write_manifest(KIND, content)
 
@@ -285,7 +369,8 @@ class Model(NamedTuple):
             Side.from_table(folder.read_table(name, checksum), settings["rank"])
             for name, checksum in manifest["checksums"].items()
         )
-        return cls(users, items, manifest["global_bias"], tuple(manifest["rating_range"]), history), settings
+        bias, rating_range = manifest["global_bias"], tuple(manifest["rating_range"])
+        return cls(users, items, bias, rating_range, history, manifest["noise_std"]), settings
 
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:

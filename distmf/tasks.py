@@ -1,32 +1,46 @@
 """The tasks of a training: plain functions of factor blocks, costs and step sizes. They copy what they change.
 
-A column block carries the cost of the epoch so far; a row block that was visited carries the column block it met.
+A column block carries the cost of the epoch so far; a row block that was visited carries the column block it met. Where
+the posterior is drawn from, each block moves once an epoch besides, at the first of its visits.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from distmf import factors, kernel
+from distmf import factors, kernel, langevin
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.factors import Source
 from distmf.grid import BlockKey
 from distmf.kernel import FactorBlock, Hyperparameters
+from distmf.langevin import SIDES, ChainState, Floats, LangevinRule
 from distmf.stepsize import StepRule, StepState
 from distmf.store import Folder
 
 
 class Cost(NamedTuple):
-    """Squared errors, summed or as a mean, in units of the ratings' scale squared."""
+    """What is added up in an epoch.
+
+    Attributes
+    ----------
+    train, holdout : float
+        Squared errors, summed or as a mean, in units of the ratings' scale squared.
+    spread : float64, shape (2, 2, rank + 1), or None
+        `langevin.spread_of` the users and the items, where the posterior is drawn from.
+    """
 
     train: float
     holdout: float
+    spread: Floats | None = None
 
     def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-        return Cost(self.train + other.train, self.holdout + other.holdout)
+        spread = (
+            other.spread if self.spread is None else self.spread if other.spread is None else self.spread + other.spread
+        )
+        return Cost(self.train + other.train, self.holdout + other.holdout, spread)
 
 
 class Column(NamedTuple):
@@ -82,8 +96,10 @@ class Training(NamedTuple):
         The ratings.
     hyper : Hyperparameters
         What the kernel needs.
-    rule : StepRule
-        How the step size goes on.
+    rule : StepRule or LangevinRule
+        How the step size goes on; or how a chain of draws does.
+    shares : pair of float
+        Shares of the step size that all users, and all items, take; see `stepsize.share_of_step`.
     rank, seed : int
         Number of latent factors; of all that is random.
     folder : Folder or None
@@ -94,11 +110,26 @@ class Training(NamedTuple):
 
     blocks: Blocks
     hyper: Hyperparameters
-    rule: StepRule
+    rule: StepRule | LangevinRule
     rank: int
     seed: int
     folder: Folder | None = None
     rows_on_disk: bool = False
+    shares: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def chain_rule(self) -> LangevinRule | None:
+        """The rule, if the posterior is drawn from."""
+        return self.rule if isinstance(self.rule, LangevinRule) else None
+
+    def step_size(self, state: Any) -> float:
+        """Return η of the epoch that a state of the rule is of."""
+        return self.rule.step_size(state)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are rows or columns that take less than all of the step size."""
+        return self.chain_rule is not None or self.shares != (1.0, 1.0)
 
 
 def load_rows(source: Source, training: Training) -> Visited:
@@ -114,14 +145,17 @@ def load_column(source: Source, training: Training) -> Column:
 def visit(
     previous: Visited,
     column: Column | Visited,
-    step: StepState,
+    step: StepState | ChainState,
     training: Training,
     block: BlockKey,
     epoch: int,
-    is_fresh: bool,
+    is_fresh: tuple[bool, bool],
     upcoming: BlockKey | None,
 ) -> Visited:
-    """Train on one block and return the updated row block and column block; the ones that came in stay as they are."""
+    """Train on one block and return the updated row block and column block; the ones that came in stay as they are.
+
+    What `is_fresh`, the row block or the column block, has not been visited in this epoch before.
+    """
     if upcoming is not None:
         training.blocks.prefetch(upcoming)
     column = column_of(column)
@@ -130,13 +164,59 @@ def visit(
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
     start = time.perf_counter()
-    step_size = training.rule.step_size(step)
-    train = kernel.train_block(ratings, rows, cols, training.hyper, step_size, order)
-    cost = Cost(train, _measure(training, block, "holdout", rows, cols))
+    spread = _move(training, step, epoch, block, (rows, cols), is_fresh)
+    step_size = training.step_size(step)
+    train = kernel.train_block(
+        ratings, rows, cols, training.hyper, step_size, order, _shares(training, step, rows, cols)
+    )
+    seen_by = (side.mean or side if _takes_draws(training, step) else side for side in (rows, cols))
+    cost = Cost(train, _measure(training, block, "holdout", *seen_by), spread)
     seconds = time.perf_counter() - start
-    if not is_fresh:
+    if not is_fresh[1]:
         cost, seconds = column.cost + cost, column.seconds + seconds
     return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
+
+
+def _move(
+    training: Training,
+    state: Any,
+    epoch: int,
+    block: BlockKey,
+    sides: tuple[FactorBlock, FactorBlock],
+    is_fresh: tuple[bool, bool],
+) -> Floats | None:
+    """Move the fresh blocks of a chain of draws, in place, and return the spread of both sides; nothing for SGD."""
+    rule = training.chain_rule
+    if rule is None:
+        return None
+    spread = np.zeros((2, 2, training.rank + 1))
+    for n, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
+        if is_fresh[n]:
+            if state.epoch:
+                langevin.add_to_mean(side, state.epoch - rule.burn_in)
+            langevin.move(side, name, state, rule, np.random.default_rng([training.seed, epoch, n, block[n], 0]))
+            spread[n] = langevin.spread_of(side, training.rank)
+    return spread
+
+
+def _takes_draws(training: Training, state: Any) -> bool:
+    return training.chain_rule is not None and training.chain_rule.takes_draws(state)
+
+
+def _shares(training: Training, state: Any, rows: FactorBlock, cols: FactorBlock) -> kernel.Shares | None:
+    """Return the shares of the step size that rows and columns take, None if all take all of it."""
+    rule = training.chain_rule
+    if rule is not None:
+        assert rows.counts is not None
+        assert cols.counts is not None
+        return rule.shares(state, "user", rows.counts), rule.shares(state, "item", cols.counts)
+    if training.shares == (1.0, 1.0):
+        return None
+    of_rows, of_cols = (
+        np.full(len(side.biases), share, dtype=np.float32)
+        for side, share in zip((rows, cols), training.shares, strict=True)
+    )
+    return of_rows, of_cols
 
 
 def given_up(value: Visited | Column) -> Visited | Column:
@@ -174,14 +254,21 @@ def total_cost(training: Training, *parts: list[tuple[int, Cost, float]]) -> Pas
     return Passed(mean_cost(training, *[cost for _, cost, _ in columns]), sum(seconds for _, _, seconds in columns))
 
 
-def next_step(step: StepState, passed: Passed | None, training: Training) -> StepState:
-    """Return the step size of the epoch after `step`'s, given the mean cost of the epoch before it."""
-    return training.rule.next(step, None if passed is None else passed.cost.train)
+def next_step(step: Any, passed: Passed | None, training: Training, epoch: int) -> StepState | ChainState:
+    """Return the step size of the epoch after `step`'s, which was `epoch`, given the mean cost of the epoch before."""
+    cost = None if passed is None else passed.cost
+    if isinstance(training.rule, StepRule):
+        return training.rule.next(step, cost and cost.train)
+    if cost is None or cost.spread is None:  # the first epoch of a chain
+        first: ChainState = step._replace(epoch=step.epoch + 1)
+        return first
+    return training.rule.next(step, cost.train, cost.spread, epoch)
 
 
 def measure(rows: Visited, column: Column, training: Training, block: BlockKey) -> Cost:
     """Return the squared errors of one block."""
-    return Cost(*(_measure(training, block, part, rows.rows, column.side) for part in PARTS))
+    train, holdout = (_measure(training, block, part, rows.rows, column.side) for part in PARTS)
+    return Cost(train, holdout)
 
 
 def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock, cols: FactorBlock) -> float:
@@ -193,6 +280,6 @@ def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock,
 
 def mean_cost(training: Training, *costs: Cost) -> Cost:
     """Return the means over all ratings to train on and all held out, given sums over parts of them."""
-    train, holdout = (sum(part) for part in zip(*costs, strict=True))
-    n_holdout = training.blocks.n_holdout
-    return Cost(train / training.blocks.n_ratings, holdout / n_holdout if n_holdout else math.nan)
+    total = sum(costs, Cost(0.0, 0.0))
+    n_ratings, n_holdout = training.blocks.n_ratings, training.blocks.n_holdout
+    return Cost(total.train / n_ratings, total.holdout / n_holdout if n_holdout else math.nan, total.spread)

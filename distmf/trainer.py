@@ -25,10 +25,18 @@ from distmf.checkpoint import Checkpoint, Progress
 from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
-from distmf.graph import Generation, ReadAhead, State, build_generation, build_measurement, first_state
+from distmf.graph import (
+    Generation,
+    ReadAhead,
+    State,
+    build_generation,
+    build_measurement,
+    first_state,
+    of_all_chains,
+    with_next_chain,
+)
 from distmf.grid import Shape
 from distmf.history import Epoch, Stopped
-from distmf.stepsize import StepState
 from distmf.store import Folder
 from distmf.tasks import Cost, Training
 
@@ -132,7 +140,8 @@ class Trainer:
             If no step size keeps the cost finite.
         """
         training = self.training
-        self.engine.everywhere(kernel.compile_for, training.blocks.layout.no_ratings(), training.rank, training.hyper)
+        kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.is_shared
+        self.engine.everywhere(kernel.compile_for, *kind)
         event = self.progress.event
         while True:
             event = event or self._train()
@@ -152,7 +161,7 @@ class Trainer:
         """Run generations until a stop rule holds by the costs seen on the way."""
         while (left := self.rules.epochs - self.progress.state.epoch) > 0:
             shape, saves = self.training.blocks.shape, self.training.folder is not None
-            n_epochs = min(left, generation_epochs(shape, saves=saves))
+            n_epochs = min(left, generation_epochs(shape, saves=saves), self._left_of_chain())
             reached = self._run_generation(self.progress.state.epoch + n_epochs, say=True)
             if reached.epoch > self.progress.state.epoch:
                 self._run_generation(reached.epoch, say=False)
@@ -162,6 +171,11 @@ class Trainer:
                 return reached.event
         return "epochs"
 
+    def _left_of_chain(self) -> int:
+        """Return the epochs that are left of the chain of draws, or of all if none are drawn."""
+        rule, epoch = self.training.chain_rule, self.progress.state.epoch
+        return self.rules.epochs if rule is None else rule.epochs - epoch % rule.epochs
+
     def _is_whole(self, state: State) -> bool:
         """Return whether all files of a state can be read; those who read them keep them for the next generation."""
         owners = self.engine.owners(self.training.blocks.shape.rows)
@@ -169,10 +183,11 @@ class Trainer:
         tasks: dict[Key, Task] = {}
         homes: dict[Key, Hashable] = {}
         keep = not self.training.rows_on_disk
-        for n, source in enumerate((*state.rows, *state.cols)):
+        ended = [source for chain in state.chains for source in (*chain.rows, *chain.cols)]
+        for n, source in enumerate((*state.rows, *state.cols, *ended)):
             if isinstance(source, Saved):
-                key = (f"verify-{token}", n)
-                tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank, keep)
+                key, keep_this = (f"verify-{token}", n), keep and n < len(state.rows) + len(state.cols)
+                tasks[key] = Task(key, factors.verify, source, self.training.folder, self.training.rank, keep_this)
                 homes[key] = owners[n % len(owners)]
         found = run_through_losses(self.engine, Graph(tasks, homes), list(tasks))
         problems = [problem for problem in found if problem]
@@ -182,8 +197,14 @@ class Trainer:
 
     def _measure(self) -> Cost:
         """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
-        owners = self.engine.owners(self.training.blocks.shape.rows)
-        graph, key = build_measurement(self.training, self.progress.state, new_token(), owners)
+        owners, training, state = (
+            self.engine.owners(self.training.blocks.shape.rows),
+            self.training,
+            self.progress.state,
+        )
+        if training.chain_rule:
+            training, state = of_all_chains(training, state)
+        graph, key = build_measurement(training, state, new_token(), owners)
         cost: Cost = run_through_losses(self.engine, graph, [key])[0]
         return cost
 
@@ -203,13 +224,13 @@ class Trainer:
                 logger.warning("%s; going on after epoch %d", err, self.progress.state.epoch)
 
     def _run_graph(self, until: int, *, say: bool) -> Reached:
-        state = self.progress.state
+        state = with_next_chain(self.training, self.progress.state)
         owners = self.engine.owners(self.training.blocks.shape.rows)
         token = new_token()
         generation = build_generation(
             self.training, state, until - state.epoch, token, owners, self.save_every, self._read_ahead(owners)
         )
-        watch = _Watch(self, generation, self.progress, say)
+        watch = _Watch(self, generation, self.progress._replace(state=state), say)
         start = time.perf_counter()
         try:
             with contextlib.suppress(EnoughError):
@@ -226,7 +247,10 @@ class Trainer:
 
     def judge(self, costs: Sequence[float], cost: Cost) -> Reached:
         """Return what happens in an epoch, given the costs of those before and its own."""
-        after = [*costs, cost.train]
+        after, rule = [*costs, cost.train], self.training.chain_rule
+        if rule:  # every chain begins high, and its cost goes up and down
+            diverged = _has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
+            return Reached(len(costs) if diverged else len(after), diverged=diverged)
         if _has_diverged(cost, costs):
             return Reached(len(costs), diverged=True)
         if self._is_on_target(cost):
@@ -254,10 +278,11 @@ class Trainer:
         """Halve the step size and go on from the last good state, or from the start if that did not help."""
         now = self.progress
         rule, step = self.training.rule, now.state.step._replace(base=now.state.step.base / 2)
+        step_size = self.training.step_size(step)
         rollbacks, in_a_row, state = now.rollbacks + 1, now.rollbacks_in_a_row + 1, now.state
         if rollbacks > MAX_ROLLBACKS:
             raise DivergedError(
-                f"the cost grows even with a step size of {rule.step_size(step):.3g}; look for ratings of very "
+                f"the cost grows even with a step size of {step_size:.3g}; look for ratings of very "
                 "different sizes, a reg or bias_reg far above 1, or a step_decay above 1"
             )
         if in_a_row > ROLLBACKS_BEFORE_RESTART and state.epoch:
@@ -267,7 +292,7 @@ class Trainer:
         self.progress = Progress(
             state._replace(step=step), now.before, now.epochs[:n_epochs], now.costs[:n_epochs], rollbacks, in_a_row
         )
-        logger.info("cost grew: back to the end of epoch %d, step size %.3g", n_epochs, rule.step_size(step))
+        logger.info("cost grew: back to the end of epoch %d, step size %.3g", n_epochs, step_size)
 
     def _is_on_target(self, cost: Cost) -> bool:
         target = self.rules.target_cost
@@ -334,11 +359,10 @@ class _Watch:
         n = self.reached.epoch
         return not self._is_over and self.generation.epochs.get(n) in self.values and self._step(n) is not None
 
-    def _step(self, n: int) -> StepState | None:
+    def _step(self, n: int) -> Any:
         """Return the step size state after `n` epochs, if it is known already."""
         is_first = n == self.begin.state.epoch
-        found: StepState | None = self.begin.state.step if is_first else self.values.get(self.generation.steps[n])
-        return found
+        return self.begin.state.step if is_first else self.values.get(self.generation.steps[n])
 
     def _judge(self) -> None:
         """Judge the next epoch and add it to the history if it counts."""
@@ -355,7 +379,7 @@ class _Watch:
         train_rmse = trainer.rmse(cost.train)
         assert train_rmse is not None
         self.epochs.append(
-            Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.rule.step_size(step), utilization)
+            Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.step_size(step), utilization)
         )
         self.costs.append(cost.train)
         if self.say:
@@ -366,7 +390,7 @@ class _Watch:
         cost = self.values[self.generation.epochs[n - 1]].cost
         step = self._step(n)
         assert step is not None
-        state = State(n, rows, cols, step, cost)
+        state = State(n, rows, cols, step, cost, self.begin.state.chains)
         event = self.reached.event if n == self.reached.epoch else None
         before, rollbacks = self.trainer.progress.state, self.begin.rollbacks
         progress = Progress(state, before, tuple(self.epochs[:n]), tuple(self.costs[:n]), rollbacks, 0, event)

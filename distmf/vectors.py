@@ -142,26 +142,24 @@ def ask_for_group(n_floats: int, size: int, col_bytes: int) -> Any:
 def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool, shared: bool) -> Any:
     """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the squared errors.
 
-    Rows and columns take a share of the step size if it is `shared`, else all of it.
+    Every row and column takes a share of the step size of its own if it is `shared`, else all of it.
     """
     vector, n_lines = ir.VectorType(FLOAT32, LANES), n_floats // LANES
     singles, doubles = ir.VectorType(FLOAT32, size), ir.VectorType(FLOAT64, size)
 
     @intrinsic
-    def step(typing_context, p, b_u, Q, b_i, cols, values, steps, squares):
+    def step(typing_context, p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares):
         def codegen(context, builder, signature, arguments):
-            p, b_u, Q, b_i, cols, values, steps, squares = arguments
-            step_size, row_share, col_share, row_decay, col_decay, row_bias_decay, col_bias_decay = (
-                cgutils.unpack_tuple(builder, steps)
-            )
+            p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares = arguments
+            step_size, decay, bias_decay = cgutils.unpack_tuple(builder, steps)
             code = Code(builder)
-
-            def kept(decay, n):  # of a value, after n ratings
-                one, times = (ir.Constant(FLOAT32, float(k)) for k in (1, n))
-                return builder.fsub(one, builder.fmul(times, decay))
 
             def everywhere(value, width):
                 return code.splat(code.gather([value]), 0, width)
+
+            def kept(decays, n):  # of values, after n ratings
+                one, times = (everywhere(ir.Constant(FLOAT32, float(k)), decays.type.count) for k in (1, n))
+                return builder.fsub(one, builder.fmul(times, decays))
 
             numbers = code.numbers(cols, size, col_bytes)
             rows_of_Q = [code.indexed(Q, i, 4 * n_floats) for i in numbers]
@@ -183,30 +181,39 @@ def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool, s
             code.store(code.fma(wide, wide, code.load(squares, doubles, 8)), squares, 8)
             if not training:
                 return
-            gain = builder.fmul(error, everywhere(step_size, size))
-            row_gain, col_gain = (
-                builder.fmul(gain, everywhere(share, size)) if shared else gain for share in (row_share, col_share)
-            )
-            new_biases = code.fma(col_biases, everywhere(kept(col_bias_decay, 1), size), col_gain)
+            row_gain = col_gain = builder.fmul(error, everywhere(step_size, size))
+            row_decays = col_decays = everywhere(decay, size)
+            row_bias_decays = col_bias_decays = everywhere(bias_decay, size)
+            if shared:
+                row_shares = everywhere(code.load(s_u, FLOAT32), size)
+                col_shares = code.gather([code.load(code.indexed(s_i, i, 4), FLOAT32) for i in numbers])
+                row_gain, row_decays, row_bias_decays = (
+                    builder.fmul(part, row_shares) for part in (row_gain, row_decays, row_bias_decays)
+                )
+                col_gain, col_decays, col_bias_decays = (
+                    builder.fmul(part, col_shares) for part in (col_gain, col_decays, col_bias_decays)
+                )
+            new_biases = code.fma(col_biases, kept(col_bias_decays, 1), col_gain)
             for bias, place in zip(code.lanes(new_biases), col_places, strict=True):
                 code.store(bias, place)
-            new_bias = builder.fmul(row_bias, kept(row_bias_decay, size))
+            new_bias = builder.fmul(row_bias, code.lanes(kept(row_bias_decays, size))[0])
             for k in code.lanes(row_gain):
                 new_bias = builder.fadd(new_bias, k)
             code.store(new_bias, b_u)
             row_gains, col_gains = ([code.splat(some, k, LANES) for k in range(size)] for some in (row_gain, col_gain))
-            of_row, of_col = everywhere(kept(row_decay, size), LANES), everywhere(kept(col_decay, 1), LANES)
+            of_row = code.splat(kept(row_decays, size), 0, LANES)
+            of_cols = [code.splat(kept(col_decays, 1), k, LANES) for k in range(size)]
             with code.each_line(n_lines) as offsets:
                 for offset in offsets:
                     a = code.load(builder.add(p, offset), vector, CACHE_LINE)
                     new_a = builder.fmul(a, of_row)
-                    for q, row_k, col_k in zip(rows_of_Q, row_gains, col_gains, strict=True):
+                    for q, row_k, col_k, of_col in zip(rows_of_Q, row_gains, col_gains, of_cols, strict=True):
                         place = builder.add(q, offset)
                         b = code.load(place, vector, CACHE_LINE)
                         new_a = code.fma(b, row_k, new_a)
                         code.store(code.fma(a, col_k, builder.fmul(b, of_col)), place, CACHE_LINE)
                     code.store(new_a, builder.add(p, offset), CACHE_LINE)
 
-        return types.void(p, b_u, Q, b_i, cols, values, steps, squares), codegen
+        return types.void(p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares), codegen
 
     return step

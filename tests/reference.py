@@ -39,20 +39,22 @@ def sgd(
     step_size: float,
     reg: float,
     bias_reg: float,
-    row_share: float = 1.0,
-    col_share: float = 1.0,
+    row_shares: Floats | None = None,
+    col_shares: Floats | None = None,
 ) -> float:
     """Train on groups one after the other, in place, and return the sum of the squared errors from before each."""
     P, Q, b_u, b_i = parameters
+    s_u = np.ones(len(P)) if row_shares is None else row_shares
+    s_i = np.ones(len(Q)) if col_shares is None else col_shares
     squared = 0.0
     for ratings in groups:
         old = Parameters(*(array.copy() for array in parameters))
         for u, i, rating in ratings:
             e = error(old, u, i, rating, mean, scale)
-            b_u[u] += row_share * step_size * (e - bias_reg * old.b_u[u])
-            b_i[i] += col_share * step_size * (e - bias_reg * old.b_i[i])
-            P[u] += row_share * step_size * (e * old.Q[i] - reg * old.P[u])
-            Q[i] += col_share * step_size * (e * old.P[u] - reg * old.Q[i])
+            b_u[u] += s_u[u] * step_size * (e - bias_reg * old.b_u[u])
+            b_i[i] += s_i[i] * step_size * (e - bias_reg * old.b_i[i])
+            P[u] += s_u[u] * step_size * (e * old.Q[i] - reg * old.P[u])
+            Q[i] += s_i[i] * step_size * (e * old.P[u] - reg * old.Q[i])
             squared += e**2
     return squared
 

@@ -15,7 +15,7 @@ from distmf.records import group
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
-HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02, row_share=0.9, col_share=0.7)
+HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02)
 
 
 def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_tile_cols: int = 3) -> Ratings:
@@ -72,14 +72,23 @@ def blocks(arrays: tuple[npt.NDArray[np.float32], ...]) -> tuple[FactorBlock, Fa
 
 
 @pytest.mark.parametrize("rank", RANKS)
-def test_train_block__agrees_with_the_reference(rank: int) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_train_block__agrees_with_the_reference(rank: int, shared: bool) -> None:
     ratings = make_ratings(400, coded=rank % 2 == 0)
     P, Q, b_u, b_i = make_factors(rank)
     expected = reference.Parameters(*(array.astype(np.float64) for array in (P[:, :rank], Q[:, :rank], b_u, b_i)))
-    cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), HYPER, 0.04, 7)
+    rng = np.random.default_rng(rank)
+    shares = (rng.random(len(P), dtype=np.float32), rng.random(len(Q), dtype=np.float32)) if shared else None
+    cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), HYPER, 0.04, 7, shares)
     all_of_them = triples(ratings)
     groups = [[all_of_them[position] for position in group] for group in visits(ratings, 7)]
-    expected_cost = reference.sgd(groups, expected, step_size=0.04, **HYPER._asdict())
+    expected_cost = reference.sgd(
+        groups,
+        expected,
+        step_size=0.04,
+        **HYPER._asdict(),
+        **dict(zip(("row_shares", "col_shares"), shares or (), strict=False)),
+    )
     assert cost == pytest.approx(expected_cost, rel=1e-5)
     for found, array in zip((P[:, :rank], Q[:, :rank], b_u, b_i), expected, strict=True):
         # 400 updates of float32 in a row, each with a rounding error of 6e-8 of values below 3
@@ -155,5 +164,5 @@ def test_train_block__compiles_one_signature() -> None:
                 array.setflags(write=False)
             kernel.measure_block(ratings, *blocks(arrays), HYPER)
         for training in (True, False):
-            compiled = kernel._compiled(16, 1, coded=coded, training=training, shared=training)
+            compiled = kernel._compiled(16, 1, coded=coded, training=training, shared=False)
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]

@@ -1,0 +1,202 @@
+"""Stochastic gradient Langevin dynamics on blocks: draws of factors and biases from their posterior. No files, no Dask.
+
+The model is Gaussian: ratings have noise of precision τ around r̂, and every latent dimension k has a prior precision
+λ_k on either side, as have the biases; all are drawn once an epoch from their Gamma conditionals, so there is no λ to
+choose. An epoch of SGD without decay moves a row by η/τ times the gradient of the log likelihood; what makes draws of
+it is, once an epoch and row, the pull of the prior, and noise. The gradient's own noise does part of what the noise has
+to do, and no more than that is added: with x = η n h, for a row of n ratings and h = E[q_k²], one epoch keeps e^(−x) of
+a deviation, and its gradients leave a variance of η/(2τ) · (1 − e^(−2x)). The variance is to be 1/(τ n h), so noise of
+
+    η/τ · (1 − e^(−2x)) · (1/x − 1/2)
+
+is added. Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be
+traded for one another without changing r̂; as steps are the same on both sides, they are kept in balance.
+
+Everything that an epoch needs of all blocks (τ, λ, E[q²]) is from the epoch before the last, as the step size is.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from distmf.kernel import FactorBlock
+
+HOT, STEP = 0.05, 0.02  # η at the beginning, and while draws are taken
+MOST_CONTRACTION = 1.0  # x of an epoch, at most
+BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
+FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
+MOST_SHRINKAGE = 0.5  # of a value by its prior, in an epoch
+ROWS_AT_ONCE = 4096
+SIDES: tuple[Literal["user", "item"], ...] = "user", "item"
+
+Floats = npt.NDArray[np.float64]
+
+
+class ChainState(NamedTuple):
+    """What the next epoch of a chain is drawn with; plain numbers, for a JSON file.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done in this chain.
+    base : float
+        Factor on all step sizes.
+    noise_precision : float
+        τ, on ratings of unit standard deviation.
+    precisions : lists of float, shape (2, rank + 1)
+        λ of the users' and the items' factors, and of their biases at the end.
+    energies : lists of float, shape (2, rank)
+        E[p_k²] and E[q_k²], means over the ratings.
+    """
+
+    epoch: int
+    base: float
+    noise_precision: float
+    precisions: Sequence[Sequence[float]]
+    energies: Sequence[Sequence[float]]
+
+
+class LangevinRule(NamedTuple):
+    """How a chain goes on from epoch to epoch.
+
+    Attributes
+    ----------
+    chains, epochs : int
+        How many chains there are, one after the other, and how many epochs each has.
+    rank, seed : int
+        Number of latent factors; of all draws.
+    n_ratings : int
+        Ratings to train on.
+    n_rated : tuple of int
+        Users, and items, with ratings to train on.
+
+    References
+    ----------
+    .. [1] S. Ahn, A. Korattikara, N. Liu, S. Rajan, M. Welling, "Large-Scale Distributed Bayesian Matrix Factorization
+       using Stochastic Gradient MCMC", KDD 2015.
+    .. [2] M. Welling, Y. W. Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011.
+    .. [3] S. Mandt, M. Hoffman, D. Blei, "Stochastic Gradient Descent as Approximate Bayesian Inference", JMLR 2017: the
+       noise that the gradients have of their own.
+    .. [4] R. Salakhutdinov, A. Mnih, "Bayesian Probabilistic Matrix Factorization using Markov Chain Monte Carlo", ICML
+       2008: the priors.
+    """
+
+    chains: int
+    epochs: int
+    rank: int
+    seed: int
+    n_ratings: int
+    n_rated: tuple[int, int]
+
+    @property
+    def burn_in(self) -> int:
+        """Epochs of a chain before draws are taken: it begins with large steps, which find a good place sooner."""
+        return self.epochs // 2
+
+    def first(self) -> ChainState:
+        """Return the state of the first epoch of a chain."""
+        precisions = [*[FIRST_PRECISION] * self.rank, 1.0]
+        return ChainState(0, 1.0, 1.0, [precisions] * 2, [[1 / FIRST_PRECISION] * self.rank] * 2)
+
+    def step_size(self, state: ChainState) -> float:
+        """Return η of the epoch that `state` is of."""
+        return state.base * HOT * math.pow(STEP / HOT, min(1.0, state.epoch / max(1, self.burn_in)))
+
+    def takes_draws(self, state: ChainState) -> bool:
+        """Return whether the epoch that `state` is of comes after burn-in."""
+        return state.epoch >= self.burn_in
+
+    def next(self, state: ChainState, cost: float, spread: Floats, epoch: int) -> ChainState:
+        """Return the state of the epoch after `state`.
+
+        Parameters
+        ----------
+        state : ChainState
+            Of the last epoch.
+        cost : float
+            Mean squared error seen in the epoch before it.
+        spread : float64, shape (2, 2, rank + 1)
+            `spread_of` all users and all items, in that epoch.
+        epoch : int
+            Number of the last epoch, counted over all chains.
+        """
+        rng = np.random.default_rng([self.seed, epoch, len(SIDES)])
+
+        def drawn(n: float, squares: float) -> float:
+            return float(rng.gamma(1 + n / 2, 1 / (1 + squares / 2)))
+
+        tau = drawn(self.n_ratings, cost * self.n_ratings)
+        precisions = [[drawn(n, x) for x in side[0]] for n, side in zip(self.n_rated, spread.tolist(), strict=True)]
+        energies = np.maximum(spread[:, 1, :-1] / self.n_ratings, np.finfo(np.float32).tiny).tolist()
+        return ChainState(state.epoch + 1, state.base, tau, precisions, energies)
+
+    def shares(self, state: ChainState, side: Literal["user", "item"], counts: npt.NDArray[np.float32]) -> Any:
+        """Return the shares of the step size that rows with so many ratings take; float32, as `counts`."""
+        energy = max(state.energies[1 - SIDES.index(side)])
+        most = np.float32(MOST_CONTRACTION / (energy * self.step_size(state)))
+        return np.minimum(np.float32(1), most / np.maximum(counts, np.float32(1)))
+
+
+def spread_of(block: FactorBlock, rank: int) -> Floats:
+    """Return sums over the rows of a block; float64, shape (2, rank + 1).
+
+    The first are of squares, the second of squares times ratings; the last of each is of the biases.
+    """
+    assert block.counts is not None
+    squares = np.empty((len(block.biases), rank + 1), dtype=np.float64)
+    np.square(block.factors[:, :rank], out=squares[:, :-1])
+    np.square(block.biases, out=squares[:, -1])
+    return np.stack([squares.sum(axis=0), block.counts.astype(np.float64) @ squares])
+
+
+def add_to_mean(block: FactorBlock, n: int) -> None:
+    """Take a block as the n-th draw into its mean, in place; the first starts it anew."""
+    assert block.mean is not None
+    share = np.float32(1 / max(1, n))
+    for mean, draw in (block.mean.factors, block.factors), (block.mean.biases, block.biases):
+        mean += (draw - mean) * share
+
+
+def move(
+    block: FactorBlock,
+    side: Literal["user", "item"],
+    state: ChainState,
+    rule: LangevinRule,
+    rng: np.random.Generator,
+) -> None:
+    """Do to a block, in place, what an epoch does besides its gradients: balance, the pull of the prior, and noise."""
+    assert block.mean is not None
+    assert block.counts is not None
+    own, rank, tau = SIDES.index(side), rule.rank, state.noise_precision
+    energies = np.array(state.energies)
+    balance = (energies[1] / energies[0]) ** BALANCING
+    if own == 1:
+        balance = 1 / balance
+    precisions = np.array(state.precisions[own])
+    precisions[:-1] /= balance**2
+    energy = np.append(energies[1 - own] * balance**2, 1.0)  # of what is multiplied with; a bias with 1
+    for factors in (block.factors, block.mean.factors):
+        factors[:, :rank] *= balance.astype(np.float32)
+    steps = np.float32(rule.step_size(state)) * rule.shares(state, side, block.counts)
+    is_rated = block.counts > 0
+    for begin in range(0, len(steps), ROWS_AT_ONCE):
+        some = slice(begin, begin + ROWS_AT_ONCE)
+        eta = (steps[some] * is_rated[some])[:, None]
+        noise = rng.standard_normal((len(eta), rank + 1), dtype=np.float32)
+        noise *= np.sqrt(
+            noise_variance(eta / np.float32(tau), (eta * block.counts[some, None]) * energy.astype(np.float32))
+        )
+        kept = 1 - np.minimum(eta * (precisions / tau).astype(np.float32), np.float32(MOST_SHRINKAGE))
+        factors = block.factors[some, :rank]
+        factors *= kept[:, :-1]
+        factors += noise[:, :-1]
+        block.biases[some] = block.biases[some] * kept[:, -1] + noise[:, -1]
+
+
+def noise_variance(temperature: Any, contraction: Any) -> Any:
+    """Return the variance of the noise to add: η/τ · (1 − e^(−2x)) · (1/x − 1/2), and not below 0, for x > 0."""
+    x = np.maximum(contraction, np.float32(1e-6))
+    return temperature * np.maximum(-np.expm1(-2 * x) * (1 / x - np.float32(0.5)), 0)
