@@ -19,7 +19,9 @@ from distmf.clock import STARTED
 from distmf.demo import run_demo
 from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError
-from distmf.factorization import MatrixFactorization, load
+from distmf.evaluate import Evaluation
+from distmf.factorization import HYPERPARAMETERS, MAX_SAMPLES, MatrixFactorization, load
+from distmf.model import BOUNDS, Bound
 from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
@@ -123,11 +125,20 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @rank_option
 @click.option("--reg", type=Number(0), help="Regularisation of the factors, per rating.  [default: 0.05]")
 @click.option("--bias-reg", type=Number(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
-@click.option("--epochs", type=click.IntRange(1, 2**31), help="Passes over the ratings, at most.  [default: 20]")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1, 2**31),
+    help="Passes over the ratings, at most.  [default: 20; for each posterior sample 200]",
+)
 @click.option("--step-size", type=StepSize(), help="SGD step on ratings of unit spread.  [default: auto]")
 @click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]")
 @click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
 @click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
+@click.option(
+    "--posterior-samples",
+    type=click.IntRange(0, MAX_SAMPLES),
+    help="Average over so many chains of draws from the posterior; there is no --reg to choose then.  [default: 0]",
+)
 @seed_option
 @click.option("--checkpoint", metavar="FOLDER", help="Save progress here; a folder or URL that all workers see.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
@@ -148,8 +159,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
     killed, the model is the same in the end.
     """
     given = given_options(given)
-    names = ("rank", "reg", "bias_reg", "epochs", "step_size", "step_decay", "tol", "target_cost", "seed")
-    mf = MatrixFactorization(**{name: given.pop(name) for name in names if name in given})
+    mf = MatrixFactorization(**{name: given.pop(name) for name in HYPERPARAMETERS if name in given})
     places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads", "memory")
     where = {name: given.pop(name) for name in (*places, "checkpoint", "checkpoint_every", "resume") if name in given}
     if where.get("checkpoint") == "":
@@ -210,8 +220,16 @@ def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any)
         report(
             dict(found),
             f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
-            f"{found['n_unseen']:,} of them with a user or an item that was not trained on",
+            f"{found['n_unseen']:,} of them with a user or an item that was not trained on" + _calibration(found),
         )
+
+
+def _calibration(found: Evaluation) -> str:
+    shares = {50: found["within_50"], 90: found["within_90"]}
+    parts = [
+        f"{100 * share:.1f} % within the {width} % interval" for width, share in shares.items() if share is not None
+    ]
+    return "\n" + ", ".join(parts) if parts else ""
 
 
 @main.command()
@@ -220,8 +238,11 @@ def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any)
 @click.argument("out")
 @column_options
 @click.option("--no-clip", is_flag=True, help="Do not clip to the range of the ratings trained on.")
+@click.option("--std", is_flag=True, help="Add a column `std`: how sure the model is. It needs --posterior-samples.")
 @output_options
-def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+def predict(
+    model: str, pairs: str, out: str, no_clip: bool, std: bool, as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Predict the ratings of pairs of ids.
 
     PAIRS is Parquet with a column of users and one of items. The Parquet file OUT has the columns of the ids,
@@ -230,13 +251,15 @@ def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quie
     with reporting(as_json=as_json, quiet=quiet) as report:
         trained = load(model).model_
         source = open_ratings(pairs, Columns(**given_options(given), rating=None))
-        schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_()})
+        more = {"std": pa.float32()} if std else {}
+        schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_(), **more})
         progress, n_unseen = Progress(logger, "predicting", source.n_rows), 0
         with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
             for piece in source.pieces:
                 for batch in read_piece(source, piece):
                     predictions, is_unseen = trained.predict(batch.user, batch.item, clip=not no_clip)
-                    writer.write_table(pa.table([batch.user, batch.item, predictions, is_unseen], schema=schema))
+                    stds = [trained.std(batch.user, batch.item)] if std else []
+                    writer.write_table(pa.table([batch.user, batch.item, predictions, is_unseen, *stds], schema=schema))
                     progress.advance(len(predictions))
                     n_unseen += int(is_unseen.sum())
         found = {"n": source.n_rows, "n_unseen": n_unseen, "path": out}
@@ -250,9 +273,24 @@ def predict(model: str, pairs: str, out: str, no_clip: bool, as_json: bool, quie
 @click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the user ids in FILE.")
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
 @click.option("--exclude", metavar="BLOCKS", help="Leave out what the users rated in these blocks.")
+@click.option(
+    "--bound",
+    type=click.Choice(list(BOUNDS)),
+    default="mean",
+    show_default=True,
+    help="Rank by the prediction, or one standard deviation above or below; that needs --posterior-samples.",
+)
 @output_options
 def recommend(
-    model: str, out: str, users: str | None, user: str, n: int, exclude: str | None, as_json: bool, quiet: bool
+    model: str,
+    out: str,
+    users: str | None,
+    user: str,
+    n: int,
+    exclude: str | None,
+    bound: Bound,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write the best items of each user.
 
@@ -270,7 +308,7 @@ def recommend(
         with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
             for begin in range(0, len(ids), USERS_AT_ONCE):
                 some = ids[begin : begin + USERS_AT_ONCE]
-                table = mf.model_.recommend(some, n, blocks).table(some, schema)
+                table = mf.model_.recommend(some, n, blocks, bound).table(some, schema)
                 writer.write_table(table)
                 n_rows += len(table)
                 progress.advance(len(some))

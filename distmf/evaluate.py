@@ -14,13 +14,21 @@ from distmf.ratings import Columns, open_ratings, read_piece
 logger = logging.getLogger(__name__)
 
 
+INTERVALS = {"within_50": 0.6745, "within_90": 1.6449}  # standard deviations to either side of the prediction
+
+
 class Evaluation(TypedDict):
-    """Errors of predictions, in units of the ratings: their root mean square and their mean size, and over how many."""
+    """Errors of predictions, in units of the ratings: their root mean square and their mean size, and over how many.
+
+    For draws from the posterior also the shares of ratings in the central intervals of 50 % and 90 %, else None.
+    """
 
     rmse: float
     mae: float
     n: int
     n_unseen: int
+    within_50: float | None
+    within_90: float | None
 
 
 def evaluate(
@@ -49,7 +57,8 @@ def evaluate(
     -------
     dict
         `rmse` and `mae` over all `n` ratings. `n_unseen` of them have a user or an item that was not trained on; they
-        count too, with what is known: the mean, and the bias of the other.
+        count too, with what is known: the mean, and the bias of the other. `within_50` and `within_90`, of a model with
+        `posterior_samples`: shares of the ratings that lie in the interval that is to hold 50 % and 90 % of them.
 
     Raises
     ------
@@ -61,7 +70,7 @@ def evaluate(
     model = mf.model_
     ratings = open_ratings(source, Columns(user, item, rating))
     progress = Progress(logger, "evaluating", ratings.n_rows)
-    squared, absolute, n, n_unseen = 0.0, 0.0, 0, 0
+    squared, absolute, n, n_unseen, n_within = 0.0, 0.0, 0, 0, dict.fromkeys(INTERVALS, 0)
     for piece in ratings.pieces:
         for batch in read_piece(ratings, piece):
             predicted, is_unseen = model.predict(batch.user, batch.item, clip=clip)
@@ -70,5 +79,17 @@ def evaluate(
             absolute += float(np.abs(errors).sum())
             n += len(errors)
             n_unseen += int(is_unseen.sum())
+            if model.noise_std is not None:
+                std = model.std(batch.user, batch.item)
+                for name, width in INTERVALS.items():
+                    n_within[name] += int(np.count_nonzero(np.abs(errors) <= width * std))
             progress.advance(len(errors))
-    return {"rmse": math.sqrt(squared / n), "mae": absolute / n, "n": n, "n_unseen": n_unseen}
+    within_50, within_90 = (None if model.noise_std is None else count / n for count in n_within.values())
+    return {
+        "rmse": math.sqrt(squared / n),
+        "mae": absolute / n,
+        "n": n,
+        "n_unseen": n_unseen,
+        "within_50": within_50,
+        "within_90": within_90,
+    }

@@ -6,7 +6,7 @@ import logging
 import math
 import numbers
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from distmf.kernel import MAX_RANK, Hyperparameters
 from distmf.langevin import SIDES, LangevinRule
 from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
-from distmf.model import KIND, Float32, Model, Recommendations
+from distmf.model import BOUNDS, KIND, Bound, Float32, Model, Recommendations
 from distmf.sizes import format_bytes
 from distmf.stepsize import START, StepRule, share_of_step
 from distmf.store import Folder, new_folder
@@ -33,7 +33,7 @@ from distmf.trainer import StopRules, Trainer, let_go
 
 logger = logging.getLogger(__name__)
 
-EPOCHS, EPOCHS_OF_CHAIN = 20, 400
+EPOCHS, EPOCHS_OF_CHAIN = 20, 200
 MAX_SAMPLES = 1024
 
 
@@ -55,7 +55,7 @@ class MatrixFactorization:
     bias_reg : float
         λ_b, per rating.
     epochs : int, optional
-        Passes over the ratings, at most: by default 20; with `posterior_samples` as many for each, by default 400.
+        Passes over the ratings, at most: by default 20; with `posterior_samples` as many for each, by default 200.
     step_size : float or "auto"
         η on ratings of unit standard deviation; "auto" starts well and adapts it to the cost.
     step_decay : float
@@ -116,7 +116,7 @@ class MatrixFactorization:
         self.rank = rank
         self.reg = reg
         self.bias_reg = bias_reg
-        self.epochs = epochs
+        self.epochs = epochs if epochs is not None else EPOCHS_OF_CHAIN if posterior_samples else EPOCHS
         self.step_size = step_size
         self.step_decay = step_decay
         self.tol = tol
@@ -214,7 +214,7 @@ class MatrixFactorization:
             check_grid(engine, blocks.shape)
             on_disk = False
             if engine.shares_memory:
-                plan = plan_memory(Sizes.of(blocks, self.rank), engine.n_slots, limit)
+                plan = plan_memory(Sizes.of(blocks, self.rank, self.posterior_samples), engine.n_slots, limit)
                 on_disk = plan.rows_on_disk
                 stack.callback(limit_cache)
                 limit_cache(plan.cached)
@@ -269,8 +269,6 @@ class MatrixFactorization:
 
     def _check(self) -> None:
         """Refuse hyperparameters out of their range, and make plain numbers of the others."""
-        if self.epochs is None:
-            self.epochs = EPOCHS_OF_CHAIN if self.posterior_samples else EPOCHS
         whole: dict[str, tuple[float, float]] = {
             "rank": (1, MAX_RANK),
             "epochs": (1, 2**31),
@@ -295,8 +293,7 @@ class MatrixFactorization:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """What the constructor was given, by name."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in HYPERPARAMETERS}
 
     @property
     def model_(self) -> Model:
@@ -345,7 +342,17 @@ class MatrixFactorization:
         """Every epoch, the exact errors at the end, and why training stopped."""
         return self.model_.history
 
-    def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True) -> Float32:
+    @overload
+    def predict(
+        self, user_ids: Any, item_ids: Any, *, clip: bool = ..., return_std: Literal[False] = ...
+    ) -> Float32: ...
+    @overload
+    def predict(
+        self, user_ids: Any, item_ids: Any, *, clip: bool = ..., return_std: Literal[True]
+    ) -> tuple[Float32, Float32]: ...
+    def predict(
+        self, user_ids: Any, item_ids: Any, *, clip: bool = True, return_std: bool = False
+    ) -> Float32 | tuple[Float32, Float32]:
         """Return the predicted rating of each (user, item) pair.
 
         A user or an item that was not trained on falls back to what is known: the mean, plus the bias of the other.
@@ -356,10 +363,13 @@ class MatrixFactorization:
             Raw ids; two single ids are a pair.
         clip : bool
             Whether to clip to the range of the observed ratings.
+        return_std : bool
+            Whether to return the predictive standard deviation as well: that of the ratings' noise and of the draws
+            from the posterior together. Of what is unseen, the spread of all users or items is taken.
 
         Returns
         -------
-        float32, shape (n,)
+        float32, shape (n,), or two of them
 
         Raises
         ------
@@ -368,9 +378,11 @@ class MatrixFactorization:
         RatingsError
             If ids are null or of another type than those trained on.
         ValueError
-            If there are not as many users as items.
+            If there are not as many users as items; if a standard deviation is asked of a model that was trained
+            without `posterior_samples`.
         """
-        return self.model_.predict(user_ids, item_ids, clip=clip)[0]
+        predicted = self.model_.predict(user_ids, item_ids, clip=clip)[0]
+        return (predicted, self.model_.std(user_ids, item_ids)) if return_std else predicted
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
         """Return for each (user, item) pair whether its user or its item was not trained on.
@@ -390,7 +402,9 @@ class MatrixFactorization:
         """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""
         return self.model_.scores(np.arange(len(self.user_factors_)), clip=clip)
 
-    def recommend(self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None) -> Recommendations:
+    def recommend(
+        self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None, bound: Bound = "mean"
+    ) -> Recommendations:
         """Return the items with the highest predicted ratings for some users.
 
         Parameters
@@ -401,6 +415,9 @@ class MatrixFactorization:
             How many items; no more than there are.
         exclude : Blocks, str or Path, optional
             Blocks whose ratings, held out ones included, are not recommended again.
+        bound : {"mean", "optimistic", "pessimistic"}
+            What items are ranked by: the prediction; or the prediction plus, or less, its standard deviation over the
+            draws from the posterior: what may be good, to find out, or what is surely good.
 
         Returns
         -------
@@ -410,9 +427,11 @@ class MatrixFactorization:
         """
         if n < 1:
             raise ValueError(f"n is {n}; at least 1 item can be recommended")
+        if bound not in BOUNDS:
+            raise ValueError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
         blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
         is_single = np.ndim(user_ids) == 0 and not isinstance(user_ids, pa.Array | pa.ChunkedArray)
-        found = self.model_.recommend(user_ids, n, blocks)
+        found = self.model_.recommend(user_ids, n, blocks, bound)
         return Recommendations(found.item_ids[0], found.scores[0]) if is_single else found
 
     def save(self, path: str | Path) -> None:
@@ -428,6 +447,9 @@ class MatrixFactorization:
         model = self.model_
         with new_folder(path, KIND) as folder:
             model.save(folder, self.hyperparameters)
+
+
+HYPERPARAMETERS = tuple(inspect.signature(MatrixFactorization).parameters)
 
 
 def load(path: str | Path) -> MatrixFactorization:

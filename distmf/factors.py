@@ -1,8 +1,8 @@
 """Factor blocks: the first ones, copies to write to, and files of them.
 
-A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32); for a block of a chain
-of draws then those of its mean, and the ratings of each row (float32). Its shape and its checksum stand in the manifest
-of the checkpoint that names it.
+A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32). For a block of a
+chain of draws those of its mean follow, and the ratings of each row (float32). Its shape and its checksum stand in the
+manifest of the checkpoint that names it.
 
 A block that was saved stays in memory until it is fetched in the same process, so that the next generation starts
 without reading. That is a short cut and nothing else: a block that is not there is read from its file.

@@ -3,14 +3,16 @@
 The model is Gaussian: ratings have noise of precision τ around r̂, and every latent dimension k has a prior precision
 λ_k on either side, as have the biases; all are drawn once an epoch from their Gamma conditionals, so there is no λ to
 choose. An epoch of SGD without decay moves a row by η/τ times the gradient of the log likelihood; what makes draws of
-it is, once an epoch and row, the pull of the prior, and noise. The gradient's own noise does part of what the noise has
-to do, and no more than that is added: with x = η n h, for a row of n ratings and h = E[q_k²], one epoch keeps e^(−x) of
-a deviation, and its gradients leave a variance of η/(2τ) · (1 − e^(−2x)). The variance is to be 1/(τ n h), so noise of
+it is, once an epoch and row, the pull of the prior, and noise.
 
-    η/τ · (1 − e^(−2x)) · (1/x − 1/2)
+Steps are large, so the noise is what an epoch as a whole needs: with x = η n h, for a row of n ratings and h = E[q_k²],
+an epoch keeps a = e^(−x) of a deviation. The variance is to be 1/(τ n h), so 1 − a² of that are to be added; the random
+order of the ratings, of which the last count most, adds η/τ · ((1 − a²)/2 − (1 − a)²/x) by itself. The difference is
 
-is added. Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be
-traded for one another without changing r̂; as steps are the same on both sides, they are kept in balance.
+    η/τ · ((1 − a²)(1/x − 1/2) + (1 − a)²/x)
+
+Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be traded for
+one another without changing r̂; as steps are the same on both sides, they are kept in balance.
 
 Everything that an epoch needs of all blocks (τ, λ, E[q²]) is from the epoch before the last, as the step size is.
 """
@@ -24,7 +26,8 @@ import numpy.typing as npt
 
 from distmf.kernel import FactorBlock
 
-HOT, STEP = 0.05, 0.02  # η at the beginning, and while draws are taken
+HOT = 0.05  # η at the beginning of a chain
+STEP, RANK_OF_STEP = 0.02, 32  # η while draws are taken, up to this rank; with its square root less beyond
 MOST_CONTRACTION = 1.0  # x of an epoch, at most
 BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
@@ -78,9 +81,7 @@ class LangevinRule(NamedTuple):
     .. [1] S. Ahn, A. Korattikara, N. Liu, S. Rajan, M. Welling, "Large-Scale Distributed Bayesian Matrix Factorization
        using Stochastic Gradient MCMC", KDD 2015.
     .. [2] M. Welling, Y. W. Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011.
-    .. [3] S. Mandt, M. Hoffman, D. Blei, "Stochastic Gradient Descent as Approximate Bayesian Inference", JMLR 2017: the
-       noise that the gradients have of their own.
-    .. [4] R. Salakhutdinov, A. Mnih, "Bayesian Probabilistic Matrix Factorization using Markov Chain Monte Carlo", ICML
+    .. [3] R. Salakhutdinov, A. Mnih, "Bayesian Probabilistic Matrix Factorization using Markov Chain Monte Carlo", ICML
        2008: the priors.
     """
 
@@ -103,7 +104,8 @@ class LangevinRule(NamedTuple):
 
     def step_size(self, state: ChainState) -> float:
         """Return η of the epoch that `state` is of."""
-        return state.base * HOT * math.pow(STEP / HOT, min(1.0, state.epoch / max(1, self.burn_in)))
+        last = STEP * math.sqrt(min(1.0, RANK_OF_STEP / self.rank))
+        return state.base * HOT * math.pow(last / HOT, min(1.0, state.epoch / max(1, self.burn_in)))
 
     def takes_draws(self, state: ChainState) -> bool:
         """Return whether the epoch that `state` is of comes after burn-in."""
@@ -155,9 +157,9 @@ def spread_of(block: FactorBlock, rank: int) -> Floats:
 def add_to_mean(block: FactorBlock, n: int) -> None:
     """Take a block as the n-th draw into its mean, in place; the first starts it anew."""
     assert block.mean is not None
-    share = np.float32(1 / max(1, n))
-    for mean, draw in (block.mean.factors, block.factors), (block.mean.biases, block.biases):
-        mean += (draw - mean) * share
+    share, mean = np.float32(1 / max(1, n)), block.mean
+    mean.factors[:] += (block.factors - mean.factors) * share
+    mean.biases[:] += (block.biases - mean.biases) * share
 
 
 def move(
@@ -197,6 +199,7 @@ def move(
 
 
 def noise_variance(temperature: Any, contraction: Any) -> Any:
-    """Return the variance of the noise to add: η/τ · (1 − e^(−2x)) · (1/x − 1/2), and not below 0, for x > 0."""
-    x = np.maximum(contraction, np.float32(1e-6))
-    return temperature * np.maximum(-np.expm1(-2 * x) * (1 / x - np.float32(0.5)), 0)
+    """Return the variance of the noise to add, given η/τ and x > 0; the formula stands above."""
+    x = np.maximum(contraction, np.float32(1e-4))
+    lost = -np.expm1(-x)  # 1 − a
+    return temperature * np.maximum(lost * (2 - lost) * (1 / x - np.float32(0.5)) + np.square(lost) / x, 0)

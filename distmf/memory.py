@@ -17,6 +17,7 @@ from distmf.process import memory_limit
 from distmf.sizes import at_least, format_bytes, parse_bytes
 from distmf.tables import string_bytes
 
+FLOAT_BYTES = 4
 COMPILER = 38 << 20  # while it makes the kernel, and that is written down
 LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
@@ -55,6 +56,8 @@ class Sizes(NamedTuple):
         Their number.
     string_bytes : int
         Of the ids of users and items that are strings.
+    samples : int
+        Of the posterior, 0 where nothing is drawn from it.
     """
 
     n_users: int
@@ -67,9 +70,10 @@ class Sizes(NamedTuple):
     all_blocks: int
     n_ratings: int
     string_bytes: int = 0
+    samples: int = 0
 
     @classmethod
-    def of(cls, blocks: Blocks, rank: int) -> "Sizes":
+    def of(cls, blocks: Blocks, rank: int, samples: int = 0) -> "Sizes":
         """Return the sizes of a training on blocks."""
         lengths = [entry.length for entry in blocks.entries.values()]
         tallest, widest = (int(np.diff(cuts).max()) for cuts in blocks.layout[:2])
@@ -77,7 +81,7 @@ class Sizes(NamedTuple):
         shape, n_bytes = blocks.shape, sum(lengths)
         sides = blocks.n_users, blocks.n_items
         strings = string_bytes(blocks.folder)
-        return cls(*sides, rank, shape, tallest, widest, max(lengths), n_bytes, n_ratings, strings)
+        return cls(*sides, rank, shape, tallest, widest, max(lengths), n_bytes, n_ratings, strings, samples)
 
     @classmethod
     def expected(
@@ -92,7 +96,7 @@ class Sizes(NamedTuple):
     def on(self, shape: Shape) -> "Sizes":
         """Return the sizes that are expected on another grid."""
         there = self.n_ratings, self.all_blocks, self.string_bytes
-        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)
+        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)._replace(samples=self.samples)
 
     @property
     def n_ids(self) -> int:
@@ -309,16 +313,18 @@ class MemoryPlan(NamedTuple):
 
 def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool) -> TrainingBytes:
     """Return what training needs; the cache of blocks takes what is left of `limit`."""
-    line, shape = bytes_per_line(sizes.rank), sizes.shape
+    line, shape, in_model = bytes_per_line(sizes.rank), sizes.shape, bytes_per_line(sizes.rank)
+    if sizes.samples:  # a chain has its mean as well; a model the means and the last draws of all chains
+        line, in_model = 2 * line + FLOAT_BYTES, 2 * sizes.samples * line
     at_work = min(threads, *shape)
     row_block, col_block = line * sizes.row_lines, line * sizes.col_lines
     users, items = line * sizes.n_users, line * sizes.n_items
     if rows_on_disk:
         rows, columns = min(shape.rows, 2 * shape.cols + IN_PASSING) * row_block, items
-        model = min(users, GATHERED_BYTES) + row_block + items
+        model = min(in_model * sizes.n_users, GATHERED_BYTES) + in_model * (sizes.row_lines + sizes.n_items)
     else:
-        rows, columns = 2 * users, 2 * items
-        model = 2 * (users + items)
+        rows, columns = ((2 + sizes.samples) * side for side in (users, items))  # the last also of ended chains
+        model = (max(1, sizes.samples) * line + in_model) * sizes.n_ids
     model += ID_BYTES * max(sizes.n_users, sizes.n_items) + ID_STRINGS * sizes.string_bytes
     copies = at_work * (row_block + col_block) + int(IDLE_SHARE * (rows + columns))
     reading = 2 * at_work * sizes.largest_block

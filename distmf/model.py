@@ -38,6 +38,8 @@ SCORES_AT_ONCE = 1 << 24
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
 Float32 = npt.NDArray[np.float32]
+Bound = Literal["mean", "optimistic", "pessimistic"]
+BOUNDS: dict[Bound, int] = {"mean": 0, "optimistic": 1, "pessimistic": -1}  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -318,11 +320,27 @@ class Model(NamedTuple):
         )
         return self._clipped(scores, clip=clip)
 
+    def stds(self, rows: npt.NDArray[np.int64]) -> Float32:
+        """Return the standard deviations over the draws of the predictions of all items by some users; 0 for unseen."""
+        users, items = self.users.draws, self.items.draws
+        assert users is not None
+        assert items is not None
+        sums = np.zeros((2, len(rows), len(items)), dtype=np.float32)
+        for n in range(users.shape[1]):
+            p, q = np.where((rows >= 0)[:, None], users[rows, n], 0), items[:, n]
+            drawn = p[:, :-1] @ q[:, :-1].T + p[:, -1:] + q[:, -1]
+            sums[0] += drawn
+            sums[1] += np.square(drawn)
+        mean, square = sums / np.float32(users.shape[1])
+        return np.asarray(np.sqrt(np.maximum(square - np.square(mean), 0)))
+
     def _clipped(self, predicted: Float32, *, clip: bool) -> Float32:
         return np.clip(predicted, *self.rating_range, out=predicted) if clip else predicted
 
-    def recommend(self, user_ids: Any, n: int, exclude: Blocks | None) -> Recommendations:
-        """Return the `n` best items of each user, without those that `exclude` holds ratings of."""
+    def recommend(self, user_ids: Any, n: int, exclude: Blocks | None, bound: Bound = "mean") -> Recommendations:
+        """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of."""
+        if bound != "mean":
+            assert self._noise_std  # or it says that there are no draws
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
         rated = None if exclude is None else Rated(exclude, self.items.map)
@@ -334,7 +352,10 @@ class Model(NamedTuple):
         for begin in range(0, len(ids), users_at_once):
             some = order[begin : begin + users_at_once]
             users = ids.take(pa.array(some))
-            all_scores = self.scores(self.users.map.numbers(users), clip=False)  # clipped scores would tie
+            rows = self.users.map.numbers(users)
+            all_scores = self.scores(rows, clip=False)  # clipped scores would tie
+            if BOUNDS[bound]:
+                all_scores += np.float32(BOUNDS[bound]) * self.stds(rows)
             if rated is not None:
                 all_scores[rated.pairs(users)] = -np.inf
             best[some], scores[some] = top(all_scores, n)

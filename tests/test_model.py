@@ -151,7 +151,7 @@ def test_save__writes_what_the_format_says(mf: MatrixFactorization, tmp_path: Pa
     mf.save(tmp_path / "model")
     assert sorted(files(tmp_path / "model")) == ["items.parquet", "model.json", "users.parquet"]
     manifest = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["global_bias"] == mf.global_bias_
     assert manifest["hyperparameters"]["rank"] == 6
     assert manifest["distmf"]
@@ -201,7 +201,7 @@ def test_load__refuses_what_is_no_model(mf: MatrixFactorization, tmp_path: Path)
     mf.save(tmp_path / "model")
     manifest = json.loads((tmp_path / "model" / "model.json").read_text())
     for change, message in (
-        ({"version": 2}, "format version 2"),
+        ({"version": 1}, "format version 1"),
         ({"hyperparameters": {}}, "model.json is damaged"),
         ({"global_bias": 3.25}, "model.json is damaged"),
     ):

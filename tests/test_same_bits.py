@@ -29,36 +29,53 @@ from tests.helpers import files, random_ratings, write
 TABLE = random_ratings(30_000, 1000, 400)
 
 
-def train(source: Path, model: Path, threads: int) -> dict[str, bytes]:
-    """Train from raw ratings with the defaults and return the bytes of the saved model."""
-    MatrixFactorization(20, epochs=6).fit(source, threads=threads, holdout=0.1, grid=(4, 4)).save(model)
+# Six epochs: of SGD, or of two chains of draws from the posterior, of which the second has not begun in the third.
+KINDS = {"sgd": {"epochs": 6}, "posterior": {"epochs": 3, "posterior_samples": 2}}
+
+
+def train(source: Path, model: Path, threads: int, kind: dict[str, int]) -> dict[str, bytes]:
+    """Train from raw ratings and return the bytes of the saved model."""
+    MatrixFactorization(20, **kind).fit(source, threads=threads, holdout=0.1, grid=(4, 4)).save(model)
     return files(model)
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> dict[str, int]:
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(tmp_path_factory: pytest.TempPathFactory, kind: dict[str, int]) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("expected")
-    return train(write(folder / "r.parquet", TABLE), folder / "model", threads=1)
+    return train(write(folder / "r.parquet", TABLE), folder / "model", 1, kind)
 
 
-def test_same_bits__for_shuffled_ratings_in_other_files(tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_same_bits__for_shuffled_ratings_in_other_files(
+    tmp_path: Path, kind: dict[str, int], expected: dict[str, bytes]
+) -> None:
     order = np.random.default_rng(5).permutation(len(TABLE))
     shuffled = TABLE.take(pa.array(order))
     (tmp_path / "r").mkdir()
     for n, begin in enumerate(range(0, len(TABLE), 7001)):
         write(tmp_path / "r" / f"{n}.parquet", shuffled.slice(begin, 7001), row_group_size=911 + 100 * n)
-    assert train(tmp_path / "r", tmp_path / "model", threads=2) == expected
+    assert train(tmp_path / "r", tmp_path / "model", 2, kind) == expected
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_same_bits__for_any_number_of_threads(threads: int, tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_same_bits__for_any_number_of_threads(
+    threads: int, tmp_path: Path, kind: dict[str, int], expected: dict[str, bytes]
+) -> None:
     source = write(tmp_path / "r.parquet", TABLE)
-    assert train(source, tmp_path / "model", threads) == expected
+    assert train(source, tmp_path / "model", threads, kind) == expected
 
 
 @pytest.mark.parametrize("get", [dask.get, dask.threaded.get], ids=["dask.get", "dask.threaded.get"])
 def test_same_bits__on_either_scheduler(
-    get: Callable[..., Any], tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    get: Callable[..., Any],
+    tmp_path: Path,
+    kind: dict[str, int],
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used = []
 
@@ -72,20 +89,24 @@ def test_same_bits__on_either_scheduler(
 
     source = write(tmp_path / "r.parquet", TABLE)
     monkeypatch.setattr("distmf.threads.ThreadEngine.run", run)
-    assert train(source, tmp_path / "model", threads=2) == expected
+    assert train(source, tmp_path / "model", 2, kind) == expected
     assert used
 
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_same_bits__on_two_processes(
-    kill: bool, tmp_path: Path, expected: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+    kill: bool,
+    tmp_path: Path,
+    kind: dict[str, int],
+    expected: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     source = write(tmp_path / "r.parquet", TABLE)
     with cluster(2, tmp_path_factory.mktemp("workers")) as client:
         blocks = block_ratings(source, tmp_path / "blocks", holdout=0.1, grid=(4, 4), client=client)
         pids = worker_pids(client)
         with at_epoch(3, lambda: end(pids[1]) if kill else None) as done:
-            MatrixFactorization(20, epochs=6).fit(blocks, client=client).save(tmp_path / "model")
+            MatrixFactorization(20, **kind).fit(blocks, client=client).save(tmp_path / "model")
         assert done
         assert (pids[1] in worker_pids(client)) is not kill
     assert files(tmp_path / "model") == expected
@@ -93,11 +114,12 @@ def test_same_bits__on_two_processes(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_same_bits__when_the_driver_is_killed_at_a_random_moment_and_resumed(
-    seed: int, tmp_path: Path, expected: dict[str, bytes]
+    seed: int, tmp_path: Path, kind: dict[str, int], expected: dict[str, bytes]
 ) -> None:
     blocks = block_ratings(write(tmp_path / "r.parquet", TABLE), tmp_path / "blocks", holdout=0.1, grid=(4, 4))
     rng = np.random.default_rng(seed)
-    command = ["train", blocks.path, tmp_path / "model", "--rank", 20, "--epochs", 6, "--checkpoint", tmp_path / "c"]
+    options = [text for name, value in kind.items() for text in (f"--{name.replace('_', '-')}", value)]
+    command = ["train", blocks.path, tmp_path / "model", "--rank", 20, *options, "--checkpoint", tmp_path / "c"]
     for epoch in sorted(rng.choice(range(1, 5), 2, replace=False)):
         process = start(*map(str, [*command, "--resume", "--workers", 2]))
         wait_for(process, f"epoch {epoch}/6")
@@ -115,16 +137,21 @@ def test_same_bits__when_the_driver_is_killed_at_a_random_moment_and_resumed(
 
 @pytest.mark.parametrize("on_cluster", [False, True])
 def test_same_bits__on_s3(
-    on_cluster: bool, s3: str, tmp_path: Path, expected: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+    on_cluster: bool,
+    s3: str,
+    tmp_path: Path,
+    kind: dict[str, int],
+    expected: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     source = write(tmp_path / "r.parquet", TABLE)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(cluster(2, tmp_path_factory.mktemp("workers"))) if on_cluster else None
         blocks = block_ratings(source, f"{s3}/blocks", holdout=0.1, grid=(4, 4), client=client)
         with at_epoch(4, interrupt) as done, pytest.raises(KeyboardInterrupt):
-            MatrixFactorization(20, epochs=6).fit(blocks, checkpoint=f"{s3}/c", client=client)
+            MatrixFactorization(20, **kind).fit(blocks, checkpoint=f"{s3}/c", client=client)
         assert done
-        mf = MatrixFactorization(20, epochs=6).fit(blocks, checkpoint=f"{s3}/c", resume=True, client=client)
+        mf = MatrixFactorization(20, **kind).fit(blocks, checkpoint=f"{s3}/c", resume=True, client=client)
         mf.save(f"{s3}/model")
     fs, path = url_to_fs(f"{s3}/model")
     fs.get(path, str(tmp_path / "model"), recursive=True)
@@ -136,42 +163,45 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_same_bits__for_blocks_on_disk_and_raw_ratings(tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_same_bits__for_blocks_on_disk_and_raw_ratings(
+    tmp_path: Path, kind: dict[str, int], expected: dict[str, bytes]
+) -> None:
     source = write(tmp_path / "r.parquet", TABLE)
     block_ratings(source, tmp_path / "blocks", holdout=0.1, grid=(4, 4))
     for ratings in (tmp_path / "blocks", str(tmp_path / "blocks")):
-        MatrixFactorization(20, epochs=6).fit(ratings).save(tmp_path / "model")
+        MatrixFactorization(20, **kind).fit(ratings).save(tmp_path / "model")
         assert files(tmp_path / "model") == expected
 
 
-def test_same_bits__not_for_another_seed(tmp_path: Path, expected: dict[str, bytes]) -> None:
+def test_same_bits__not_for_another_seed(tmp_path: Path, kind: dict[str, int], expected: dict[str, bytes]) -> None:
     source = write(tmp_path / "r.parquet", TABLE)
-    MatrixFactorization(20, epochs=6, seed=1).fit(source, holdout=0.1, grid=(4, 4)).save(tmp_path / "model")
+    MatrixFactorization(20, **kind, seed=1).fit(source, holdout=0.1, grid=(4, 4)).save(tmp_path / "model")
     assert files(tmp_path / "model")["users.parquet"] != expected["users.parquet"]
 
 
-def test_visit__is_pure(tmp_path: Path) -> None:
+def test_visit__is_pure(tmp_path: Path, kind: dict[str, int]) -> None:
     blocks = block_ratings(write(tmp_path / "r.parquet", TABLE), tmp_path / "b", grid=(2, 2), holdout=0.1)
-    mf = MatrixFactorization(5)
+    mf = MatrixFactorization(5, **kind)
     training = mf._training(blocks)
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
     row, column = tasks.load_rows(state.rows[block.row], training), tasks.load_column(state.cols[block.col], training)
-    arguments = row, column, state.step, training, block, 3, True, None
+    arguments = row, column, state.step, training, block, 3, (True, True), None
 
     def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
-        return [array.copy() for array in side]
+        return [array.copy() for array in side.arrays()]
 
     before = arrays(row.rows), arrays(column.side)
     first, again = (tasks.visit(*arguments) for _ in range(2))
     assert first.column is not None
     assert again.column is not None
-    assert first.column.cost == again.column.cost
+    assert first.column.cost[:2] == again.column.cost[:2]
+    np.testing.assert_equal(first.column.cost.spread, again.column.cost.spread)
     for one, two in ((first.rows, again.rows), (first.column.side, again.column.side)):
-        for left, right in zip(one, two, strict=True):
+        for left, right in zip(one.arrays(), two.arrays(), strict=True):
             np.testing.assert_array_equal(left, right)
             assert not left.flags.writeable
     for old, side in zip(before, (row.rows, column.side), strict=True):
-        for left, right in zip(old, side, strict=True):
+        for left, right in zip(old, side.arrays(), strict=True):
             np.testing.assert_array_equal(left, right)
     assert not np.array_equal(first.rows.biases, before[0][1])

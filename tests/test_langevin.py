@@ -1,0 +1,102 @@
+"""Draws from the posterior: against one that is known, and against ratings whose noise is known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distmf
+from distmf import MatrixFactorization, kernel, langevin
+from distmf.buffers import aligned_empty
+from distmf.encoding import Encoding
+from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.langevin import ChainState, LangevinRule, noise_variance
+from distmf.records import group
+from tests.helpers import write
+
+RANK, PRECISION, NOISE_PRECISION = 1, 4.0, 2.0
+
+
+def block(n: int, value: float, counts: np.ndarray | None = None) -> FactorBlock:
+    """Return n rows with one factor of that value each, and no biases."""
+    factors = aligned_empty(n, padded_rank(RANK))
+    factors[:] = 0
+    factors[:, 0] = value
+    biases = np.zeros(n, dtype=np.float32)
+    mean = FactorBlock(factors.copy(), biases.copy())
+    return FactorBlock(factors, biases, mean, np.zeros(n, dtype=np.float32) if counts is None else counts)
+
+
+@pytest.mark.parametrize("n_ratings", [1, 4, 16, 64, 256])
+def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
+    """Without factors, b_u given n ratings is normal, of precision λ + τ n and mean τ Σ r / (λ + τ n)."""
+    n_users, n_epochs = 64, 1500
+    rng = np.random.default_rng(n_ratings)
+    values = rng.normal(0.7, NOISE_PRECISION**-0.5, n_users * n_ratings).astype(np.float32)
+    cells = np.arange(n_users * n_ratings, dtype=np.uint64)
+    ratings = Ratings(*group(cells, values, (n_users, n_ratings), 1), Encoding(), (n_users, n_ratings), 1)
+    rows = block(n_users, 0.0, np.full(n_users, n_ratings, dtype=np.float32))
+    rule = LangevinRule(1, 2, RANK, 0, len(values), (n_users, n_ratings))
+    # As the second epoch of a chain of two, after burn-in; as much energy on either side needs no balance.
+    state = ChainState(1, 1.0, NOISE_PRECISION, [[1.0, PRECISION]] * 2, [[1.0]] * 2)
+    hyper, draws = Hyperparameters(0.0, 1.0, 0.0, 0.0), []
+    for epoch in range(n_epochs):
+        langevin.move(rows, "user", state, rule, rng)
+        cols = block(n_ratings, 0.0)
+        assert rows.counts is not None
+        shares = rule.shares(state, "user", rows.counts), np.zeros(n_ratings, dtype=np.float32)
+        kernel.train_block(ratings, rows, cols, hyper, rule.step_size(state), epoch, shares)
+        draws.append(rows.biases.copy())
+    precision = PRECISION + NOISE_PRECISION * n_ratings
+    expected = NOISE_PRECISION * values.reshape(n_users, n_ratings).sum(axis=1) / precision
+    drawn = np.array(draws[100:])
+    # 1,400 draws of 64 users, of which neighbours in time depend on one another
+    assert (drawn.mean(axis=0) - expected).mean() == pytest.approx(0, abs=0.1 * precision**-0.5)
+    assert np.corrcoef(drawn.mean(axis=0), expected)[0, 1] > 0.95
+    # Steps are not small where rows have more than a few ratings, and ratings of a group are visited at once.
+    assert drawn.var(axis=0).mean() * precision == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("x", [0.01, 0.3, 1.0, 3.0, 20.0])
+def test_noise_variance__and_that_of_the_order_make_up_the_posterior(x: float) -> None:
+    """Of n ratings in a random order, the last count most: a sum of η (1 − η)^k e_k, with errors of variance 1/τ."""
+    n, tau = 20_000, 2.0
+    eta = x / n
+    weights = eta * (1 - eta) ** np.arange(n)
+    of_order = ((weights - weights.mean()) ** 2).sum() / tau
+    kept = math.exp(-2 * x)
+    added = float(noise_variance(np.float64(eta / tau), np.float64(x)))
+    assert added >= 0
+    assert (added + of_order) / (1 - kept) == pytest.approx(1 / (tau * n), rel=0.01)  # v = kept · v + both
+
+
+def planted(folder: Path, n_users: int, n_items: int, n: int, noise: float) -> tuple[Path, Path]:
+    """Write ratings of rank 3 with biases and noise, and as many more to test with."""
+    rng = np.random.default_rng(1)
+    P, Q = rng.normal(size=(n_users, 3)), rng.normal(size=(n_items, 3)) / 3**0.5
+    b_u, b_i = rng.normal(0, 0.5, n_users), rng.normal(0, 0.5, n_items)
+    users, items = rng.integers(n_users, size=2 * n), rng.integers(n_items, size=2 * n)
+    values = 3 + b_u[users] + b_i[items] + (P[users] * Q[items]).sum(axis=1) + rng.normal(0, noise, 2 * n)
+    parts = []
+    for name, part in (("train", slice(n)), ("test", slice(n, None))):
+        columns = {"user_id": users[part], "item_id": items[part], "rating": values[part].astype(np.float32)}
+        parts.append(write(folder / f"{name}.parquet", columns))
+    return parts[0], parts[1]
+
+
+@pytest.mark.parametrize("n", [40_000, 120_000])
+def test_posterior__is_calibrated_and_better_than_sgd(n: int, tmp_path: Path) -> None:
+    train, test = planted(tmp_path, 1500, 600, n, noise=0.7)
+    mf = MatrixFactorization(8, posterior_samples=4, epochs=120).fit(train)
+    found = distmf.evaluate(mf, test)
+    assert found["within_50"] == pytest.approx(0.5, abs=0.03)
+    assert found["within_90"] == pytest.approx(0.9, abs=0.02)
+    assert mf.model_.noise_std == pytest.approx(0.7, rel=0.1)
+    tuned = min(
+        distmf.evaluate(MatrixFactorization(8, reg=reg).fit(train), test)["rmse"] for reg in (0.02, 0.05, 0.1, 0.2)
+    )
+    assert found["rmse"] < tuned
+    unseen, std = mf.predict([-1, 0, -1], [0, -1, -1], return_std=True)
+    assert len(unseen) == 3
+    assert (std > mf.predict([0], [0], return_std=True)[1]).all()  # who is not known may be anybody
