@@ -25,7 +25,7 @@ from distmf import tasks
 from distmf.engine import SGD_NAMES, Graph
 from distmf.factors import First, Source, Stacked
 from distmf.grid import BlockKey
-from distmf.langevin import SIDES, ChainState
+from distmf.langevin import ChainState
 from distmf.schedule import strata
 from distmf.stepsize import StepState
 from distmf.tasks import Cost, Passed, Training
@@ -243,9 +243,9 @@ def build_generation(
     snapshots: dict[int, Key] = {}
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
-        fresh = {
-            (name, n) for name, n_blocks in zip(SIDES, training.blocks.shape, strict=True) for n in range(n_blocks)
-        }
+        fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
+        last_of_row = {block.row: block for stratum in schedule[epoch] for block in stratum}
+        last_of_col = {block.col: block for stratum in schedule[epoch] for block in stratum}
         halfway, resting = _halfway(schedule[epoch]) if training.rows_on_disk else set(), _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
@@ -262,13 +262,14 @@ def build_generation(
                         step=step - LEAD,
                         home=owner,
                     )
-                is_fresh = ("user", block.row) in fresh, ("item", block.col) in fresh
-                args = [rows[block.row], column, steps[epoch], constants, block, epoch, is_fresh, next(upcoming)]
+                is_last = last_of_row[block.row] == block, last_of_col[block.col] == block
+                at_edge = block.col in fresh, is_last
+                args = [rows[block.row], column, steps[epoch], constants, block, epoch, *at_edge, next(upcoming)]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=tasks.visit, args=args, step=step, home=owner)
                 build.consumable[visited.key] = ()
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
-                fresh -= {("user", block.row), ("item", block.col)}
+                fresh.discard(block.col)
                 if block in resting:
                     cols[block.col] = _part(build, "resting", where, visited, owner, ())
                 if block in halfway:
@@ -278,9 +279,9 @@ def build_generation(
         passed[epoch] = _add_up(build, constants, cols, at, epoch, end)
         args = [steps[epoch], passed[epoch - 1], constants, epoch]
         steps[epoch + 1] = build.put("step", epoch + 1, call=tasks.next_step, args=args, step=end)
-        is_last = epoch + 1 == state.epoch + n_epochs
-        if is_last or training.rows_on_disk or (training.folder and (epoch + 1) % save_every == 0):
-            keep = is_last and not training.rows_on_disk
+        is_end = epoch + 1 == state.epoch + n_epochs
+        if is_end or training.rows_on_disk or (training.folder and (epoch + 1) % save_every == 0):
+            keep = is_end and not training.rows_on_disk
             saved = _save(build, constants, (rows, owners), (cols, at), epoch + 1, keep)
             snapshots[epoch + 1] = build.put(
                 "snapshot", epoch + 1, call=tasks.snapshot, args=[len(rows), *saved], step=end

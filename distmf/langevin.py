@@ -3,13 +3,14 @@
 The model is Gaussian: ratings have noise of precision τ around r̂, and every latent dimension k has a prior precision
 λ_k on either side, as have the biases; all are drawn once an epoch from their Gamma conditionals, so there is no λ to
 choose. An epoch of SGD without decay moves a row by η/τ times the gradient of the log likelihood; what makes draws of
-it is, once an epoch and row, the pull of the prior, and noise.
+it is, at the end of an epoch, the pull of the prior, and noise.
 
-Steps are large, so the noise is what an epoch as a whole needs: with x = η n h, for a row of n ratings and h = E[q_k²],
-an epoch keeps a = e^(−x) of a deviation. The variance is to be 1/(τ n h), so 1 − a² of that are to be added; the random
-order of the ratings, of which the last count most, adds η/τ · ((1 − a²)/2 − (1 − a)²/x) by itself. The difference is
+Steps are large, so the two are what an epoch as a whole needs. With T = η/τ, x = η n h for a row of n ratings and
+h = E[q_k²], and y = T λ, an epoch keeps a = e^(−x) of a deviation from what its ratings want. The mean is to be x/(x + y)
+of that, so the prior leaves k = 1/(1 + y (1 − a)/x). The variance is to be T/(x + y); the random order of the ratings,
+of which the last count most, adds T ((1 − a²)/2 − (1 − a)²/x) by itself; so the noise has the variance
 
-    η/τ · ((1 − a²)(1/x − 1/2) + (1 − a)²/x)
+    T ((1 − k² a²)/(x + y) − k² ((1 − a²)/2 − (1 − a)²/x))
 
 Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be traded for
 one another without changing r̂; as steps are the same on both sides, they are kept in balance.
@@ -31,7 +32,7 @@ STEP, RANK_OF_STEP = 0.02, 32  # η while draws are taken, up to this rank; with
 MOST_CONTRACTION = 1.0  # x of an epoch, at most
 BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
-MOST_SHRINKAGE = 0.5  # of a value by its prior, in an epoch
+LEAST_CONTRACTION = 1e-3  # below, the differences of float32 numbers are noise of another kind
 ROWS_AT_ONCE = 4096
 SIDES: tuple[Literal["user", "item"], ...] = "user", "item"
 
@@ -106,10 +107,6 @@ class LangevinRule(NamedTuple):
         """Return η of the epoch that `state` is of."""
         last = STEP * math.sqrt(min(1.0, RANK_OF_STEP / self.rank))
         return state.base * HOT * math.pow(last / HOT, min(1.0, state.epoch / max(1, self.burn_in)))
-
-    def takes_draws(self, state: ChainState) -> bool:
-        """Return whether the epoch that `state` is of comes after burn-in."""
-        return state.epoch >= self.burn_in
 
     def next(self, state: ChainState, cost: float, spread: Floats, epoch: int) -> ChainState:
         """Return the state of the epoch after `state`.
@@ -186,20 +183,23 @@ def move(
     is_rated = block.counts > 0
     for begin in range(0, len(steps), ROWS_AT_ONCE):
         some = slice(begin, begin + ROWS_AT_ONCE)
-        eta = (steps[some] * is_rated[some])[:, None]
+        eta = steps[some, None]
+        x = eta * block.counts[some, None] * energy.astype(np.float32)
+        kept, variance = prior_and_noise(x, eta * (precisions / tau).astype(np.float32))
         noise = rng.standard_normal((len(eta), rank + 1), dtype=np.float32)
-        noise *= np.sqrt(
-            noise_variance(eta / np.float32(tau), (eta * block.counts[some, None]) * energy.astype(np.float32))
-        )
-        kept = 1 - np.minimum(eta * (precisions / tau).astype(np.float32), np.float32(MOST_SHRINKAGE))
+        noise *= np.sqrt(eta / np.float32(tau) * variance)
+        noise[~is_rated[some]] = 0
         factors = block.factors[some, :rank]
         factors *= kept[:, :-1]
         factors += noise[:, :-1]
         block.biases[some] = block.biases[some] * kept[:, -1] + noise[:, -1]
 
 
-def noise_variance(temperature: Any, contraction: Any) -> Any:
-    """Return the variance of the noise to add, given η/τ and x > 0; the formula stands above."""
-    x = np.maximum(contraction, np.float32(1e-4))
+def prior_and_noise(x: Any, y: Any) -> tuple[Any, Any]:
+    """Return what the prior leaves, k, and the variance of the noise in units of T, as the formulas above."""
+    x = np.maximum(x, np.float32(LEAST_CONTRACTION))
     lost = -np.expm1(-x)  # 1 − a
-    return temperature * np.maximum(lost * (2 - lost) * (1 / x - np.float32(0.5)) + np.square(lost) / x, 0)
+    kept = 1 / (1 + y * lost / x)
+    of_order = lost * (1 - lost / 2) - np.square(lost) / x
+    variance = (1 - np.square(kept * (1 - lost))) / (x + y) - np.square(kept) * of_order
+    return kept, np.maximum(variance, 0)

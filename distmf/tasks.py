@@ -1,7 +1,7 @@
 """The tasks of a training: plain functions of factor blocks, costs and step sizes. They copy what they change.
 
 A column block carries the cost of the epoch so far; a row block that was visited carries the column block it met. Where
-the posterior is drawn from, each block moves once an epoch besides, at the first of its visits.
+the posterior is drawn from, each block moves once an epoch besides, after the last of its visits.
 """
 
 import math
@@ -149,12 +149,14 @@ def visit(
     training: Training,
     block: BlockKey,
     epoch: int,
-    is_fresh: tuple[bool, bool],
+    is_fresh: bool,
+    is_last: tuple[bool, bool],
     upcoming: BlockKey | None,
 ) -> Visited:
     """Train on one block and return the updated row block and column block; the ones that came in stay as they are.
 
-    What `is_fresh`, the row block or the column block, has not been visited in this epoch before.
+    A column block that `is_fresh` has not been visited in this epoch before. For the row block and for the column
+    block, `is_last` says whether it is not visited in this epoch again.
     """
     if upcoming is not None:
         training.blocks.prefetch(upcoming)
@@ -164,15 +166,14 @@ def visit(
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
     start = time.perf_counter()
-    spread = _move(training, step, epoch, block, (rows, cols), is_fresh)
     step_size = training.step_size(step)
     train = kernel.train_block(
         ratings, rows, cols, training.hyper, step_size, order, _shares(training, step, rows, cols)
     )
-    seen_by = (side.mean or side if _takes_draws(training, step) else side for side in (rows, cols))
-    cost = Cost(train, _measure(training, block, "holdout", *seen_by), spread)
+    holdout = _measure(training, block, "holdout", *_predicting(training, step, rows, cols))
+    cost = Cost(train, holdout, _move(training, step, epoch, block, (rows, cols), is_last))
     seconds = time.perf_counter() - start
-    if not is_fresh[1]:
+    if not is_fresh:
         cost, seconds = column.cost + cost, column.seconds + seconds
     return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
 
@@ -183,24 +184,29 @@ def _move(
     epoch: int,
     block: BlockKey,
     sides: tuple[FactorBlock, FactorBlock],
-    is_fresh: tuple[bool, bool],
+    is_last: tuple[bool, bool],
 ) -> Floats | None:
-    """Move the fresh blocks of a chain of draws, in place, and return the spread of both sides; nothing for SGD."""
+    """Draw the blocks of a chain, in place, that are through with this epoch, and return their spread."""
     rule = training.chain_rule
     if rule is None:
         return None
     spread = np.zeros((2, 2, training.rank + 1))
     for n, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
-        if is_fresh[n]:
-            if state.epoch:
-                langevin.add_to_mean(side, state.epoch - rule.burn_in)
+        if is_last[n]:
             langevin.move(side, name, state, rule, np.random.default_rng([training.seed, epoch, n, block[n], 0]))
+            langevin.add_to_mean(side, 1 + state.epoch - rule.burn_in)
             spread[n] = langevin.spread_of(side, training.rank)
     return spread
 
 
-def _takes_draws(training: Training, state: Any) -> bool:
-    return training.chain_rule is not None and training.chain_rule.takes_draws(state)
+def _predicting(
+    training: Training, state: Any, rows: FactorBlock, cols: FactorBlock
+) -> tuple[FactorBlock, FactorBlock]:
+    """Return what predicts: the blocks as they are; of a chain after burn-in, the means of its draws so far."""
+    rule = training.chain_rule
+    if rule is None or rows.mean is None or cols.mean is None or state.epoch <= rule.burn_in:
+        return rows, cols
+    return rows.mean, cols.mean
 
 
 def _shares(training: Training, state: Any, rows: FactorBlock, cols: FactorBlock) -> kernel.Shares | None:

@@ -11,7 +11,7 @@ from distmf import MatrixFactorization, kernel, langevin
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
-from distmf.langevin import ChainState, LangevinRule, noise_variance
+from distmf.langevin import ChainState, LangevinRule, prior_and_noise
 from distmf.records import group
 from tests.helpers import write
 
@@ -40,13 +40,13 @@ def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
     rule = LangevinRule(1, 2, RANK, 0, len(values), (n_users, n_ratings))
     # As the second epoch of a chain of two, after burn-in; as much energy on either side needs no balance.
     state = ChainState(1, 1.0, NOISE_PRECISION, [[1.0, PRECISION]] * 2, [[1.0]] * 2)
+    assert rows.counts is not None
     hyper, draws = Hyperparameters(0.0, 1.0, 0.0, 0.0), []
     for epoch in range(n_epochs):
-        langevin.move(rows, "user", state, rule, rng)
         cols = block(n_ratings, 0.0)
-        assert rows.counts is not None
         shares = rule.shares(state, "user", rows.counts), np.zeros(n_ratings, dtype=np.float32)
         kernel.train_block(ratings, rows, cols, hyper, rule.step_size(state), epoch, shares)
+        langevin.move(rows, "user", state, rule, rng)
         draws.append(rows.biases.copy())
     precision = PRECISION + NOISE_PRECISION * n_ratings
     expected = NOISE_PRECISION * values.reshape(n_users, n_ratings).sum(axis=1) / precision
@@ -58,17 +58,17 @@ def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
     assert drawn.var(axis=0).mean() * precision == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("x", [0.01, 0.3, 1.0, 3.0, 20.0])
-def test_noise_variance__and_that_of_the_order_make_up_the_posterior(x: float) -> None:
+@pytest.mark.parametrize("y", [0.0, 0.05, 2.0])
+@pytest.mark.parametrize("x", [0.01, 0.3, 1.0, 2.0])
+def test_prior_and_noise__give_the_mean_and_the_variance_of_the_posterior(x: float, y: float) -> None:
     """Of n ratings in a random order, the last count most: a sum of η (1 − η)^k e_k, with errors of variance 1/τ."""
-    n, tau = 20_000, 2.0
-    eta = x / n
-    weights = eta * (1 - eta) ** np.arange(n)
-    of_order = ((weights - weights.mean()) ** 2).sum() / tau
-    kept = math.exp(-2 * x)
-    added = float(noise_variance(np.float64(eta / tau), np.float64(x)))
-    assert added >= 0
-    assert (added + of_order) / (1 - kept) == pytest.approx(1 / (tau * n), rel=0.01)  # v = kept · v + both
+    n = 20_000
+    weights = x / n * (1 - x / n) ** np.arange(n)
+    of_order = ((weights - weights.mean()) ** 2).sum() * n / x  # in units of T, as everything here
+    kept, variance = prior_and_noise(np.float64(x), np.float64(y))
+    a = math.exp(-x)
+    assert kept * (1 - a) / (1 - kept * a) == pytest.approx(x / (x + y), rel=1e-6)  # m = k (a m + 1 − a)
+    assert kept**2 * (a**2 / (x + y) + of_order) + variance == pytest.approx(1 / (x + y), rel=1e-3)
 
 
 def planted(folder: Path, n_users: int, n_items: int, n: int, noise: float) -> tuple[Path, Path]:

@@ -186,7 +186,7 @@ def test_visit__is_pure(tmp_path: Path, kind: dict[str, int]) -> None:
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
     row, column = tasks.load_rows(state.rows[block.row], training), tasks.load_column(state.cols[block.col], training)
-    arguments = row, column, state.step, training, block, 3, (True, True), None
+    arguments = row, column, state.step, training, block, 3, True, (True, True), None
 
     def arrays(side: FactorBlock) -> list[np.ndarray[Any, Any]]:
         return [array.copy() for array in side.arrays()]
