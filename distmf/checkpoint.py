@@ -54,6 +54,8 @@ class Progress(NamedTuple):
         The last good one.
     before : State
         An earlier one on the way to it, to go back to.
+    anchor : State
+        The last one that is not after the epoch that is best on the holdout.
     epochs : tuple of Epoch
         History up to `state`.
     costs : tuple of float
@@ -66,11 +68,21 @@ class Progress(NamedTuple):
 
     state: State
     before: State
+    anchor: State
     epochs: tuple[Epoch, ...] = ()
     costs: tuple[float, ...] = ()
     rollbacks: int = 0
     rollbacks_in_a_row: int = 0
     event: Stopped | None = None
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch that is best on the holdout, 0 without one."""
+        seen = [(epoch.holdout_rmse, epoch.epoch) for epoch in self.epochs if epoch.holdout_rmse is not None]
+        return min(seen, default=(0.0, 0))[1]
+
+
+STATES = "state", "before", "anchor"  # of progress
 
 
 @dataclass
@@ -240,10 +252,10 @@ def read_checkpoint(folder: Folder) -> tuple[dict[str, Any], list[tuple[Epoch, .
 
 
 def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse to go on with something else; only "epochs" may grow."""
+    """Refuse to go on with something else; only "epochs" may grow, and time may be given anew."""
     for name in {**there, **here}:
         old, new = there.get(name), here.get(name)
-        if name == "epochs" and old is not None and new >= old:
+        if name == "max_seconds" or (name == "epochs" and old is not None and new >= old):
             continue
         if old != new:
             raise StoreError(
@@ -255,7 +267,7 @@ def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, A
 def _record(progress: Progress) -> dict[str, Any]:
     """Return progress as it stands in the manifest."""
     fields = progress._asdict()
-    states = {name: _state_record(fields.pop(name)) for name in ("state", "before")}
+    states = {name: _state_record(fields.pop(name)) for name in STATES}
     return {**states, **fields}
 
 
@@ -273,7 +285,7 @@ def _state_record(state: State) -> dict[str, Any]:
 
 def _progress(record: dict[str, Any], first: State) -> Progress:
     """Return what `_record` wrote; blocks before the first epoch are not in files."""
-    states = {name: _state(record[name], first) for name in ("state", "before")}
+    states = {name: _state(record[name], first) for name in STATES}
     epochs = tuple(Epoch(*epoch) for epoch in record["epochs"])
     return Progress(**{**record, **states, "epochs": epochs, "costs": tuple(record["costs"])})
 
@@ -295,7 +307,7 @@ def _sides(rows: list[Any], cols: list[Any]) -> tuple[tuple[Saved, ...], tuple[S
 
 def _directories(records: list[dict[str, Any]]) -> set[str]:
     """Return the sub-folders with the files that records name."""
-    states = [record[name] for record in records for name in ("state", "before")]
+    states = [record[name] for record in records for name in STATES]
     rows = [rows for state in states for rows in (state["rows"] or (), *[chain[0] for chain in state["chains"]])]
     return {posixpath.dirname(saved[0]) for saved in itertools.chain(*rows)}
 

@@ -135,6 +135,12 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
 @click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
 @click.option(
+    "--patience",
+    type=click.IntRange(1),
+    help="Stop when the holdout has not got better for so many epochs; the model is that of the best.  [default: 5]",
+)
+@click.option("--max-seconds", type=Number(0), help="Stop after so many seconds of training.")
+@click.option(
     "--posterior-samples",
     type=click.IntRange(0, MAX_SAMPLES),
     help="Average over so many chains of draws from the posterior; there is no --reg to choose then.  [default: 0]",
@@ -200,6 +206,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             "seconds": time.perf_counter() - STARTED,
             "ratings_per_second": history.ratings_per_second,
             "stopped": history.stopped,
+            "best_epoch": history.best_epoch,
         }
         report(found, f"{history.summary()}\nsaved in {model} after {found['seconds']:.1f} s")
 

@@ -64,6 +64,11 @@ class MatrixFactorization:
         Stop when the cost falls by less than this share per epoch; 0 never stops.
     target_cost : float, optional
         Stop when the mean squared error over the ratings, in their units squared, is below this.
+    patience : int, optional
+        Where there is a holdout, stop when its error has not got better for so many epochs, and take the model of the
+        best epoch; None always takes that of the last.
+    max_seconds : float, optional
+        Stop after so many seconds of training.
     posterior_samples : int
         If not 0, the factors are drawn from their posterior instead, by as many chains, and predictions are the means
         over all of them. `reg`, `bias_reg`, the step size and the stop rules then have no effect: there is nothing to
@@ -110,6 +115,8 @@ class MatrixFactorization:
         step_decay: float = 1.0,
         tol: float = 1e-5,
         target_cost: float | None = None,
+        patience: int | None = 5,
+        max_seconds: float | None = None,
         posterior_samples: int = 0,
         seed: int = 0,
     ) -> None:
@@ -121,6 +128,8 @@ class MatrixFactorization:
         self.step_decay = step_decay
         self.tol = tol
         self.target_cost = target_cost
+        self.patience = patience
+        self.max_seconds = max_seconds
         self.posterior_samples = posterior_samples
         self.seed = seed
         self._model: Model | None = None
@@ -248,7 +257,8 @@ class MatrixFactorization:
         return Training(blocks, hyper, step_rule, *where, (users, items))
 
     def _train(self, training: Training, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
-        rules = StopRules(self.epochs * max(1, self.posterior_samples), self.tol, self.target_cost)
+        n_epochs = self.epochs * max(1, self.posterior_samples)
+        rules = StopRules(n_epochs, self.tol, self.target_cost, self.patience, self.max_seconds)
         trainer = Trainer(training, rules, engine, checkpoint, save_every)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
@@ -260,7 +270,9 @@ class MatrixFactorization:
             forget(training.blocks.path)  # the model needs the memory
             give_back_idle_memory()
             if progress.state.epoch:
-                history = History(progress.epochs, stopped, *exact, progress.rollbacks, trainer.ratings_per_second)
+                history = History(
+                    progress.epochs, stopped, *exact, progress.rollbacks, trainer.best_epoch, trainer.ratings_per_second
+                )
                 model = Model.of_training(training, progress.state, history)
                 if model.is_finite:
                     self._model = model
@@ -275,7 +287,10 @@ class MatrixFactorization:
             "posterior_samples": (0, MAX_SAMPLES),
             "seed": (0, 2**63 - 1),
         }
-        names = ["reg", "bias_reg", "step_decay", "tol", *(["target_cost"] if self.target_cost is not None else [])]
+        optional = [name for name in ("target_cost", "max_seconds") if getattr(self, name) is not None]
+        names = ["reg", "bias_reg", "step_decay", "tol", *optional]
+        if self.patience is not None:
+            whole["patience"] = (1, 2**31)
         real = dict.fromkeys(names, (0.0, math.inf))
         for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):
             for name, (low, high) in limits.items():

@@ -243,9 +243,7 @@ def build_generation(
     snapshots: dict[int, Key] = {}
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:
-        fresh = set(range(len(cols)))  # columns that start this epoch's cost at zero
-        last_of_row = {block.row: block for stratum in schedule[epoch] for block in stratum}
-        last_of_col = {block.col: block for stratum in schedule[epoch] for block in stratum}
+        first_of_col, last_of_row, last_of_col = _edges(schedule[epoch])
         halfway, resting = _halfway(schedule[epoch]) if training.rows_on_disk else set(), _resting(schedule[epoch])
         for subepoch, stratum in enumerate(schedule[epoch]):
             for block in stratum:
@@ -262,14 +260,12 @@ def build_generation(
                         step=step - LEAD,
                         home=owner,
                     )
-                is_last = last_of_row[block.row] == block, last_of_col[block.col] == block
-                at_edge = block.col in fresh, is_last
-                args = [rows[block.row], column, steps[epoch], constants, block, epoch, *at_edge, next(upcoming)]
+                edges = block in first_of_col, (block in last_of_row, block in last_of_col)
+                args = [rows[block.row], column, steps[epoch], constants, block, epoch, *edges, next(upcoming)]
                 visited = build.put(SGD_NAMES[epoch % 2], *where, call=tasks.visit, args=args, step=step, home=owner)
                 build.consumable[visited.key] = ()
                 rows[block.row] = cols[block.col] = visited
                 at[block.col] = owner
-                fresh.discard(block.col)
                 if block in resting:
                     cols[block.col] = _part(build, "resting", where, visited, owner, ())
                 if block in halfway:
@@ -306,6 +302,14 @@ def _part(
     if visited.key in build.consumable:  # not the state that the graph begins with
         build.consumable[column.key] = readers
     return column
+
+
+def _edges(strata: Sequence[Sequence[BlockKey]]) -> tuple[set[BlockKey], set[BlockKey], set[BlockKey]]:
+    """Return the blocks that are the first of their column block, and the last of their row and column blocks."""
+    visits = [block for stratum in strata for block in stratum]
+    firsts = {block.col: block for block in reversed(visits)}
+    of_rows, of_cols = ({block[n]: block for block in visits} for n in range(2))
+    return set(firsts.values()), set(of_rows.values()), set(of_cols.values())
 
 
 def _halfway(strata: Sequence[Sequence[BlockKey]]) -> set[BlockKey]:

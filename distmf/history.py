@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
-Stopped = Literal["converged", "target", "epochs", "interrupted"]
+Stopped = Literal["converged", "target", "early", "time", "epochs", "interrupted"]
 
 
 class Epoch(NamedTuple):
@@ -39,12 +39,15 @@ class History(Sequence[Epoch]):
     epochs : tuple of Epoch
         Those that count; epochs that were rolled back are not among them.
     stopped : str
-        Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "epochs"
-        (all were done), "interrupted".
+        Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "early" (the
+        holdout got no better for `patience` epochs), "time" (`max_seconds` were over), "epochs" (all were done),
+        "interrupted".
     train_rmse, holdout_rmse : float or None
         Exact, at the final factors, in units of the ratings.
     rollbacks : int
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
+    best_epoch : int or None
+        The epoch that the model is of, if it is not that of the last: the best on the holdout.
     ratings_per_second : float or None
         Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal
         files.
@@ -55,6 +58,7 @@ class History(Sequence[Epoch]):
     train_rmse: float | None = None
     holdout_rmse: float | None = None
     rollbacks: int = 0
+    best_epoch: int | None = None
     ratings_per_second: float | None = None
 
     @overload
@@ -75,12 +79,19 @@ class History(Sequence[Epoch]):
         reasons = {
             "converged": "the cost has stopped changing (tol)",
             "target": "the target cost is reached",
+            "early": "the holdout gets no better (patience)",
+            "time": "the time is over (max_seconds)",
             "epochs": "all epochs are done",
             "interrupted": "interrupted",
         }
         errors = {"train": self.train_rmse, "holdout": self.holdout_rmse}
         found = [f"{name} RMSE {error:.4f}" for name, error in errors.items() if error is not None]
-        return "; ".join([f"stopped after {len(self)} epochs: {reasons[self.stopped]}", *found])
+        best = (
+            []
+            if self.best_epoch is None
+            else [f"the model is that of epoch {self.best_epoch}, the best on the holdout"]
+        )
+        return "; ".join([f"stopped after {len(self)} epochs: {reasons[self.stopped]}", *best, *found])
 
     def to_json(self) -> dict[str, Any]:
         """Return what does not depend on the clock, for a JSON file."""
@@ -89,6 +100,7 @@ class History(Sequence[Epoch]):
             "train_rmse": self.train_rmse,
             "holdout_rmse": self.holdout_rmse,
             "rollbacks": self.rollbacks,
+            "best_epoch": self.best_epoch,
             "epochs": [dict(zip(Epoch._fields[:-1], epoch, strict=False)) for epoch in self.epochs],
         }
 

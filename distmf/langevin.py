@@ -6,9 +6,9 @@ choose. An epoch of SGD without decay moves a row by η/τ times the gradient of
 it is, at the end of an epoch, the pull of the prior, and noise.
 
 Steps are large, so the two are what an epoch as a whole needs. With T = η/τ, x = η n h for a row of n ratings and
-h = E[q_k²], and y = T λ, an epoch keeps a = e^(−x) of a deviation from what its ratings want. The mean is to be x/(x + y)
-of that, so the prior leaves k = 1/(1 + y (1 − a)/x). The variance is to be T/(x + y); the random order of the ratings,
-of which the last count most, adds T ((1 − a²)/2 − (1 − a)²/x) by itself; so the noise has the variance
+h = E[q_k²], and y = T λ, an epoch keeps a = e^(−x) of a deviation from what its ratings want. The mean is to be
+x/(x + y) of that, so the prior leaves k = 1/(1 + y (1 − a)/x). The variance is to be T/(x + y); the random order of the
+ratings, of which the last count most, adds T ((1 − a²)/2 − (1 − a)²/x) by itself; so the noise has the variance
 
     T ((1 − k² a²)/(x + y) − k² ((1 − a²)/2 − (1 − a)²/x))
 
@@ -31,6 +31,7 @@ HOT = 0.05  # η at the beginning of a chain
 STEP, RANK_OF_STEP = 0.02, 32  # η while draws are taken, up to this rank; with its square root less beyond
 MOST_CONTRACTION = 1.0  # x of an epoch, at most
 BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
+ROWS_OF_ZERO = 0.08  # of the rows: so many more, with factors of zero, are the prior of λ; it tells on ranks too high
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
 LEAST_CONTRACTION = 1e-3  # below, the differences of float32 numbers are noise of another kind
 ROWS_AT_ONCE = 4096
@@ -128,7 +129,10 @@ class LangevinRule(NamedTuple):
             return float(rng.gamma(1 + n / 2, 1 / (1 + squares / 2)))
 
         tau = drawn(self.n_ratings, cost * self.n_ratings)
-        precisions = [[drawn(n, x) for x in side[0]] for n, side in zip(self.n_rated, spread.tolist(), strict=True)]
+        precisions = [
+            [*(drawn((1 + ROWS_OF_ZERO) * n, x) for x in squares[:-1]), drawn(n, squares[-1])]
+            for n, (squares, _) in zip(self.n_rated, spread.tolist(), strict=True)
+        ]
         energies = np.maximum(spread[:, 1, :-1] / self.n_ratings, np.finfo(np.float32).tiny).tolist()
         return ChainState(state.epoch + 1, state.base, tau, precisions, energies)
 

@@ -69,11 +69,17 @@ class StopRules(NamedTuple):
         When the cost has changed by less than this share in each of the last few epochs; 0 never.
     target_cost : float or None
         When the exact mean squared error over the ratings, in their units squared, is below this.
+    patience : int or None
+        When the holdout has not got better for so many epochs.
+    max_seconds : float or None
+        When so many seconds of training are over.
     """
 
     epochs: int
     tol: float
     target_cost: float | None
+    patience: int | None = None
+    max_seconds: float | None = None
 
 
 class Reached(NamedTuple):
@@ -116,11 +122,14 @@ class Trainer:
     save_every: int = 1
     progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
+    best_epoch: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         first = first_state(self.training)
         give_back_idle_memory()  # of the tables of counts
-        self.progress = (self.checkpoint and self.checkpoint.restore(first, self._is_whole)) or Progress(first, first)
+        self.progress = (self.checkpoint and self.checkpoint.restore(first, self._is_whole)) or Progress(
+            first, first, first
+        )
         self._first_epoch = self.progress.state.epoch
         if self._first_epoch:
             logger.info("going on after epoch %d", self._first_epoch)
@@ -128,7 +137,7 @@ class Trainer:
     @property
     def ratings_per_second(self) -> float | None:
         """Updates that count per second of wall time in epochs."""
-        n_epochs = max(0, self.progress.state.epoch - self._first_epoch)
+        n_epochs = max(0, len(self.progress.epochs) - self._first_epoch)
         return n_epochs * self.training.blocks.n_ratings / self.seconds if self.seconds else None
 
     def run(self) -> tuple[Stopped, Cost]:
@@ -150,8 +159,28 @@ class Trainer:
                 self._undo_epoch()
                 self._roll_back()
             elif event != "target" or self._is_on_target(cost):
-                return event, cost
+                return event, (cost if event == "target" else self._with_best_epoch(cost))
             event = None
+
+    def _with_best_epoch(self, cost: Cost) -> Cost:
+        """Take the epoch that was best on the holdout for the result, if early stopping is asked for; return its cost.
+
+        The checkpoint stays as it is: a training that goes on goes on from the last epoch.
+        """
+        best, anchor = self.progress.best_epoch, self.progress.anchor
+        if self.rules.patience is None or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
+            return cost
+        if anchor.epoch < best:
+            owners = self.engine.owners(self.training.blocks.shape.rows)
+            n_epochs, save_every = best - anchor.epoch, self.rules.epochs
+            begin = self.training, anchor, n_epochs, new_token(), owners, save_every, self._read_ahead(owners)
+            generation = build_generation(*begin)
+            (rows, cols), step = run_through_losses(
+                self.engine, generation.graph, [generation.snapshots[best], generation.steps[best]]
+            )
+            anchor = State(best, rows, cols, step, None)
+        self.best_epoch, self.progress = best, self.progress._replace(state=anchor)
+        return self._measure()
 
     def rmse(self, cost: float) -> float | None:
         """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
@@ -245,19 +274,32 @@ class Trainer:
         readers = [None] * len(owners) if self.engine.shares_memory else owners
         return ReadAhead(readers, max(1, self.engine.n_slots // len(set(readers))))
 
-    def judge(self, costs: Sequence[float], cost: Cost) -> Reached:
-        """Return what happens in an epoch, given the costs of those before and its own."""
+    def judge(self, costs: Sequence[float], holdouts: Sequence[float | None], cost: Cost, seconds: float) -> Reached:
+        """Return what happens in an epoch.
+
+        Parameters
+        ----------
+        costs, holdouts : sequence of float
+            Of the epochs before: the cost, and the error on the holdout, None without one.
+        cost : Cost
+            Its own.
+        seconds : float
+            Since the graph with it began.
+        """
         after, rule = [*costs, cost.train], self.training.chain_rule
         if rule:  # every chain begins high, and its cost goes up and down
             diverged = _has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
             return Reached(len(costs) if diverged else len(after), diverged=diverged)
         if _has_diverged(cost, costs):
             return Reached(len(costs), diverged=True)
-        if self._is_on_target(cost):
-            return Reached(len(after), "target")
-        if self.rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], self.rules.tol):
-            return Reached(len(after), "converged")
-        return Reached(len(after))
+        rules = self.rules
+        events: dict[Stopped, bool] = {
+            "target": self._is_on_target(cost),
+            "converged": rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], rules.tol),
+            "early": rules.patience is not None and _is_over(rules.patience, [*holdouts, self.rmse(cost.holdout)]),
+            "time": rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds,
+        }
+        return Reached(len(after), next((event for event, holds in events.items() if holds), None))
 
     def accept(self, progress: Progress, in_use: State) -> None:
         """Take a later state for the last good one, while tasks may still use the files of `in_use`."""
@@ -268,9 +310,9 @@ class Trainer:
     def _undo_epoch(self) -> None:
         """Go back by one epoch: to a state before, and on to the last epoch but one."""
         now, before = self.progress, self.progress.before
-        self.progress = now._replace(
-            state=before, epochs=now.epochs[: before.epoch], costs=now.costs[: before.epoch], event=None
-        )
+        anchor = now.anchor if now.anchor.epoch <= before.epoch else before
+        epochs, costs = now.epochs[: before.epoch], now.costs[: before.epoch]
+        self.progress = now._replace(state=before, anchor=anchor, epochs=epochs, costs=costs, event=None)
         if now.state.epoch - before.epoch > 1:
             self._run_generation(now.state.epoch - 1, say=False)
 
@@ -290,7 +332,13 @@ class Trainer:
             step = rule.first()._replace(base=step.base)
         n_epochs = state.epoch
         self.progress = Progress(
-            state._replace(step=step), now.before, now.epochs[:n_epochs], now.costs[:n_epochs], rollbacks, in_a_row
+            state._replace(step=step),
+            now.before,
+            now.anchor if state.epoch else state,
+            now.epochs[:n_epochs],
+            now.costs[:n_epochs],
+            rollbacks,
+            in_a_row,
         )
         logger.info("cost grew: back to the end of epoch %d, step size %.3g", n_epochs, step_size)
 
@@ -368,7 +416,8 @@ class _Watch:
         """Judge the next epoch and add it to the history if it counts."""
         n, trainer = self.reached.epoch, self.trainer
         cost, kernel_seconds = self.values[self.generation.epochs[n]]
-        self.reached = trainer.judge(self.costs, cost)
+        holdouts = [epoch.holdout_rmse for epoch in self.epochs]
+        self.reached = trainer.judge(self.costs, holdouts, cost, time.perf_counter() - self.start)
         if self.reached.diverged:
             return
         step = self._step(n)
@@ -392,14 +441,23 @@ class _Watch:
         assert step is not None
         state = State(n, rows, cols, step, cost, self.begin.state.chains)
         event = self.reached.event if n == self.reached.epoch else None
-        before, rollbacks = self.trainer.progress.state, self.begin.rollbacks
-        progress = Progress(state, before, tuple(self.epochs[:n]), tuple(self.costs[:n]), rollbacks, 0, event)
+        now, rollbacks = self.trainer.progress, self.begin.rollbacks
+        history = tuple(self.epochs[:n]), tuple(self.costs[:n])
+        progress = Progress(state, now.state, now.anchor, *history, rollbacks, 0, event)
+        anchors = [past for past in (state, now.state, now.anchor) if past.epoch <= progress.best_epoch]
+        progress = progress._replace(anchor=max(anchors, key=lambda past: past.epoch, default=now.anchor))
         self.trainer.accept(progress, self.begin.state)
 
 
 def _has_diverged(cost: Cost, before: Sequence[float]) -> bool:
     """Return whether a cost is not finite, or far above the lowest of those before."""
     return not cost.train <= DIVERGED * max(min(before, default=1.0), NEGLIGIBLE)
+
+
+def _is_over(patience: int, holdouts: list[float | None]) -> bool:
+    """Return whether the last so many errors on the holdout were all no better than one before them."""
+    seen = [holdout for holdout in holdouts if holdout is not None]
+    return len(seen) > patience and min(seen[:-patience]) <= min(seen[-patience:])
 
 
 def _is_steady(costs: list[float], tol: float) -> bool:

@@ -99,7 +99,7 @@ def test_inspect__says_where_a_checkpoint_is(folder: Path, tmp_path: Path) -> No
 
 def test_train__passes_every_option_on(folder: Path, tmp_path: Path) -> None:
     options = {"rank": 3, "reg": 0.2, "bias_reg": 0.3, "epochs": 4, "step_size": 0.01, "step_decay": 0.9, "tol": 0.5}
-    options |= {"target_cost": 0.125, "posterior_samples": 0, "seed": 9}
+    options |= {"target_cost": 0.125, "patience": 3, "max_seconds": 60.0, "posterior_samples": 0, "seed": 9}
     flags = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), value)]
     assert run("train", folder / "blocks", tmp_path / "m", *flags).exit_code == 0
     assert distmf.load(tmp_path / "m").hyperparameters == options

@@ -75,7 +75,9 @@ def test_fit__stops_when_the_cost_stays(blocks: Blocks) -> None:
     assert max(changes[-3:]) <= 1e-4
     assert all(max(changes[n : n + 3]) > 1e-4 for n in range(len(changes) - 3))
     assert (
-        MatrixFactorization(4, epochs=60, step_size=0.05, step_decay=0.7, tol=0).fit(blocks).history_.stopped
+        MatrixFactorization(4, epochs=60, step_size=0.05, step_decay=0.7, tol=0, patience=None)
+        .fit(blocks)
+        .history_.stopped
         == "epochs"
     )
 
@@ -118,7 +120,7 @@ def test_fit__does_not_depend_on_the_length_of_a_generation(
 
 @pytest.mark.parametrize("step_size", [1.0, 10.0, 1e4])
 def test_fit__rolls_back_from_steps_that_are_too_large(step_size: float, blocks: Blocks) -> None:
-    mf = MatrixFactorization(8, step_size=step_size, epochs=30).fit(blocks)
+    mf = MatrixFactorization(8, step_size=step_size, epochs=30, patience=None).fit(blocks)
     history = mf.history_
     assert history.rollbacks > 0
     assert len(history) == 30
@@ -228,3 +230,49 @@ def test_fit__keeps_the_last_good_model_when_interrupted(blocks: Blocks, monkeyp
     assert len(mf.history_) == 10
     monkeypatch.undo()
     assert math.isfinite(exact_mse(mf, blocks))
+
+
+@pytest.fixture
+def overfitting(tmp_path: Path) -> Blocks:
+    """Return blocks of few ratings with much noise, on which training without reg gets worse after some epochs."""
+    rng = np.random.default_rng(3)
+    users, items = rng.integers(300, size=6000), rng.integers(200, size=6000)
+    values = 3 + 0.5 * np.sin(users) + 0.5 * np.cos(items) + rng.normal(0, 1, 6000)
+    source = write(tmp_path / "r.parquet", {"user_id": users, "item_id": items, "rating": values.astype(np.float32)})
+    return block_ratings(source, tmp_path / "b", holdout=0.2, grid=(2, 2))
+
+
+OVERFITTING = {"reg": 0.0, "bias_reg": 0.0, "step_size": 0.05, "tol": 0.0, "epochs": 60}
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": True}, {"checkpoint": True, "checkpoint_every": 4}])
+def test_fit__stops_early_and_keeps_the_best_epoch(
+    overfitting: Blocks, options: dict[str, Any], tmp_path: Path
+) -> None:
+    if options:
+        options = {**options, "checkpoint": tmp_path / "c"}
+    mf = MatrixFactorization(8, **OVERFITTING, patience=3).fit(overfitting, **options)
+    history = mf.history_
+    errors = [epoch.holdout_rmse for epoch in history]
+    best = int(np.argmin(errors)) + 1
+    assert (history.stopped, history.best_epoch, len(history)) == ("early", best, best + 3)
+    assert f"the model is that of epoch {best}" in history.summary()
+    until = MatrixFactorization(8, **{**OVERFITTING, "epochs": best}, patience=None).fit(overfitting)
+    assert np.array_equal(mf.user_factors_, until.user_factors_)
+    assert np.array_equal(mf.item_factors_, until.item_factors_)
+    assert history.holdout_rmse == until.history_.holdout_rmse
+
+
+def test_fit__keeps_the_best_epoch_also_at_the_last_one(overfitting: Blocks) -> None:
+    stopped = MatrixFactorization(8, **OVERFITTING, patience=3).fit(overfitting).history_
+    epochs = len(stopped) - 1
+    mf = MatrixFactorization(8, **{**OVERFITTING, "epochs": epochs}, patience=3).fit(overfitting)
+    assert (mf.history_.stopped, mf.history_.best_epoch) == ("epochs", stopped.best_epoch)
+    last = MatrixFactorization(8, **{**OVERFITTING, "epochs": epochs}, patience=None).fit(overfitting)
+    assert last.history_.best_epoch is None
+    assert mf.history_.holdout_rmse < last.history_.holdout_rmse
+
+
+def test_fit__stops_when_the_time_is_over(overfitting: Blocks) -> None:
+    history = MatrixFactorization(8, max_seconds=0.0).fit(overfitting).history_
+    assert (history.stopped, len(history)) == ("time", 1)
