@@ -25,7 +25,7 @@ from distmf.model import BOUNDS, Bound
 from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
-    StepSize,
+    NumberOrAuto,
     block_options,
     client_for,
     cluster_options,
@@ -123,14 +123,16 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.argument("ratings_or_blocks")
 @click.argument("model")
 @rank_option
-@click.option("--reg", type=Number(0), help="Regularisation of the factors, per rating.  [default: 0.05]")
+@click.option("--reg", type=NumberOrAuto(0), help="Regularisation of the factors, per rating.  [default: auto]")
 @click.option("--bias-reg", type=Number(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
 @click.option(
     "--epochs",
     type=click.IntRange(1, 2**31),
     help="Passes over the ratings, at most.  [default: 20; for each posterior sample 200]",
 )
-@click.option("--step-size", type=StepSize(), help="SGD step on ratings of unit spread.  [default: auto]")
+@click.option(
+    "--step-size", type=NumberOrAuto(0, min_open=True), help="SGD step on ratings of unit spread.  [default: auto]"
+)
 @click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]")
 @click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
 @click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")

@@ -86,14 +86,14 @@ class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
         return int(rows), int(cols)
 
 
-class StepSize(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A positive number, or auto."""
+class NumberOrAuto(Number):
+    """A number in a range, or auto."""
 
     name = "FLOAT|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or "auto"."""
-        return value if value == "auto" else Number(0, min_open=True).convert(value, param, ctx)
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 Command = Callable[..., Any]

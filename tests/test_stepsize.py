@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState, share_of_step
+from distmf.stepsize import CUT, GROWTH, LARGEST, START, StepRule, StepState, reg_for, share_of_step, start_for
 
 
 def steps(rule: StepRule, costs: list[float | None]) -> list[float]:
@@ -53,3 +53,11 @@ def test_next__of_the_bold_driver_stays_in_bounds(costs: list[float], more: int)
 def test_share_of_step__is_less_than_all_only_where_lines_have_many_ratings() -> None:
     assert share_of_step(10**6, 3_000) == share_of_step(5, 10) == 1
     assert share_of_step(3 * 10**6, 40) == pytest.approx(1 / 30)
+
+
+def test_start_for_and_reg_for__grow_with_sparsity_up_to_a_bound() -> None:
+    assert start_for(10**6, 10**4) == pytest.approx(0.04)
+    assert reg_for(10**6, 10**4) == pytest.approx(0.05)
+    assert start_for(10**6, 4 * 10**4) == pytest.approx(0.08)
+    assert reg_for(10**6, 3 * 10**4) == pytest.approx(0.05 * 3**0.5)
+    assert start_for(5, 10) == reg_for(5, 10) == 0.1
