@@ -201,7 +201,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             raise
         mf.save(model)
         history = mf.history_
-        found = {
+        found: dict[str, Any] = {
             "epochs": len(history),
             "train_rmse": history.train_rmse,
             "holdout_rmse": history.holdout_rmse,
@@ -210,7 +210,8 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             "stopped": history.stopped,
             "best_epoch": history.best_epoch,
         }
-        report(found, f"{history.summary()}\nsaved in {model} after {found['seconds']:.1f} s")
+        found["diagnosis"] = mf.diagnose().codes
+        report(found, f"{history.summary()}\n{mf.diagnose()}\nsaved in {model} after {found['seconds']:.1f} s")
 
 
 @main.command()

@@ -16,6 +16,7 @@ from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, forget, limit_cache, open_blocks
 from distmf.buffers import give_back_idle_memory
 from distmf.checkpoint import Checkpoint, checkpoint_of
+from distmf.diagnosis import Diagnosis, diagnose
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError
@@ -274,7 +275,13 @@ class MatrixFactorization:
             give_back_idle_memory()
             if progress.state.epoch:
                 history = History(
-                    progress.epochs, stopped, *exact, progress.rollbacks, trainer.best_epoch, trainer.ratings_per_second
+                    progress.epochs,
+                    stopped,
+                    *exact,
+                    progress.rollbacks,
+                    trainer.best_epoch,
+                    trainer.baselines,
+                    trainer.ratings_per_second,
                 )
                 model = Model.of_training(training, progress.state, history)
                 if model.is_finite:
@@ -359,6 +366,21 @@ class MatrixFactorization:
     def history_(self) -> History:
         """Every epoch, the exact errors at the end, and why training stopped."""
         return self.model_.history
+
+    def diagnose(self) -> Diagnosis:
+        """Return in words how training went, and what to change: `print(mf.diagnose())`.
+
+        Returns
+        -------
+        Diagnosis
+            `findings`, each with a `code` and a `text`; and how the mean alone and biases alone do.
+
+        Raises
+        ------
+        NotFittedError
+            Before training.
+        """
+        return diagnose(self.history_, adapts_step=self.step_size == "auto", draws=self.posterior_samples > 0)
 
     @overload
     def predict(

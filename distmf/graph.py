@@ -98,9 +98,9 @@ class Generation(NamedTuple):
         return [*self.epochs.values(), *self.steps.values(), *self.snapshots.values()]
 
 
-def first_state(training: Training) -> State:
+def first_state(training: Training, std: float = FIRST_FACTORS_STD) -> State:
     """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
-    return State(0, *_first_factors(training, 0), training.rule.first(), None)
+    return State(0, *_first_factors(training, 0, std), training.rule.first(), None)
 
 
 def with_next_chain(training: Training, state: State) -> State:
@@ -130,9 +130,12 @@ def of_all_chains(training: Training, state: State, *, draws: bool = False) -> t
     return training._replace(rank=rank), state._replace(rows=rows, cols=cols, chains=chains)
 
 
-def _first_factors(training: Training, chain: int) -> tuple[tuple[First, ...], tuple[First, ...]]:
+def _first_factors(
+    training: Training, chain: int, std: float = FIRST_FACTORS_STD
+) -> tuple[tuple[First, ...], tuple[First, ...]]:
     blocks = training.blocks
-    std = FIRST_FACTORS_STD if blocks.moments.std else 0.0  # nothing can be learned from ratings that are all the same
+    if not blocks.moments.std:
+        std = 0.0  # nothing can be learned from ratings that are all the same
 
     def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
         parts = np.split(blocks.counts(name), cuts[1:-1])

@@ -30,6 +30,23 @@ class Epoch(NamedTuple):
     utilization: float | None = None
 
 
+class Baselines(NamedTuple):
+    """Errors of simpler models, in units of the ratings; those on the holdout are None without one.
+
+    Attributes
+    ----------
+    mean_train, mean_holdout : float
+        RMSE where every prediction is the mean of the ratings.
+    bias_train, bias_holdout : float
+        RMSE with biases and without factors.
+    """
+
+    mean_train: float
+    mean_holdout: float | None
+    bias_train: float
+    bias_holdout: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class History(Sequence[Epoch]):
     """The epochs of a training, and its end.
@@ -48,6 +65,8 @@ class History(Sequence[Epoch]):
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
     best_epoch : int or None
         The epoch that the model is of, if it is not that of the last: the best on the holdout.
+    baselines : Baselines or None
+        Errors of simpler models on the same ratings.
     ratings_per_second : float or None
         Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal
         files.
@@ -59,6 +78,7 @@ class History(Sequence[Epoch]):
     holdout_rmse: float | None = None
     rollbacks: int = 0
     best_epoch: int | None = None
+    baselines: Baselines | None = None
     ratings_per_second: float | None = None
 
     @overload
@@ -101,10 +121,12 @@ class History(Sequence[Epoch]):
             "holdout_rmse": self.holdout_rmse,
             "rollbacks": self.rollbacks,
             "best_epoch": self.best_epoch,
+            "baselines": self.baselines and self.baselines._asdict(),
             "epochs": [dict(zip(Epoch._fields[:-1], epoch, strict=False)) for epoch in self.epochs],
         }
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "History":
         """Return the history that `to_json` wrote."""
-        return cls(**{**saved, "epochs": tuple(Epoch(**epoch) for epoch in saved["epochs"])})
+        epochs, baselines = (Epoch(**epoch) for epoch in saved["epochs"]), saved["baselines"]
+        return cls(**{**saved, "epochs": tuple(epochs), "baselines": baselines and Baselines(**baselines)})

@@ -22,10 +22,10 @@ MOST_RATINGS = 2_500  # of a user or an item in an epoch, in the mean: those wit
 def start_for(n_ratings: int, n_lines: int) -> float:
     """Return the step size to begin with, for so many ratings of so many users and items together.
 
-    Few ratings each make few steps, which must be larger. The square root is what the best values for ratings of 17 to
-    125 per user and item follow, real and made up ones; `docs/steps.md` has them.
+    Few ratings each make few steps, which must be larger; many allow no more, but need no less. The square root is what
+    the best values for ratings of 17 to 125 per user and item follow, real and made up ones; `docs/steps.md` has them.
     """
-    return min(MOST_START, START * math.sqrt(DENSE * n_lines / n_ratings))
+    return min(MOST_START, max(START, START * math.sqrt(DENSE * n_lines / n_ratings)))
 
 
 def reg_for(n_ratings: int, n_lines: int) -> float:

@@ -36,7 +36,8 @@ from distmf.graph import (
     with_next_chain,
 )
 from distmf.grid import Shape
-from distmf.history import Epoch, Stopped
+from distmf.history import Baselines, Epoch, Stopped
+from distmf.stepsize import StepRule
 from distmf.store import Folder
 from distmf.tasks import Cost, Training
 
@@ -48,6 +49,7 @@ TASKS_PER_GENERATION = 20_000  # a scheduler's memory grows with them, by about 
 STEADY_EPOCHS = 3  # in a row, whose changes of the cost must all be small
 DIVERGED = 2.0  # a cost this many times the lowest has diverged …
 NEGLIGIBLE = 0.01  # … unless both are below this share of the ratings' variance
+BIAS_EPOCHS, BIAS_STEP, BIAS_REG = 3, 0.1, 0.02  # of the short training without factors
 ROLLBACKS_BEFORE_RESTART = 3
 MAX_ROLLBACKS = 60
 
@@ -123,6 +125,7 @@ class Trainer:
     progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
+    baselines: Baselines | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         first = first_state(self.training)
@@ -151,16 +154,39 @@ class Trainer:
         training = self.training
         kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.is_shared
         self.engine.everywhere(kernel.compile_for, *kind)
+        self.baselines = self._baselines()
         event = self.progress.event
         while True:
             event = event or self._train()
-            cost = self._measure()
+            cost = self._measure(*self._result())
             if _has_diverged(cost, self.progress.costs):  # in the last epoch, whose cost was seen before its updates
                 self._undo_epoch()
                 self._roll_back()
             elif event != "target" or self._is_on_target(cost):
                 return event, (cost if event == "target" else self._with_best_epoch(cost))
             event = None
+
+    def _baselines(self) -> Baselines:
+        """Return the errors with the mean only, and of a short training of biases without factors."""
+        training = self.training._replace(rank=1, rule=StepRule(BIAS_STEP, epochs=BIAS_EPOCHS))
+        training = training._replace(hyper=training.hyper._replace(bias_reg=BIAS_REG))
+        first = first_state(training, std=0.0)
+        state = self._later_state(training, first, BIAS_EPOCHS)
+        mean, biases = (self._measure(training, at) for at in (first, state))
+        costs = mean.train, mean.holdout, biases.train, biases.holdout
+        mean_train, mean_holdout, bias_train, bias_holdout = map(self.rmse, costs)
+        assert mean_train is not None
+        assert bias_train is not None
+        return Baselines(mean_train, mean_holdout, bias_train, bias_holdout)
+
+    def _later_state(self, training: Training, state: State, n_epochs: int) -> State:
+        """Return the state so many epochs later, without taking it for progress."""
+        owners, end = self.engine.owners(training.blocks.shape.rows), state.epoch + n_epochs
+        begin = training, state, n_epochs, new_token(), owners, end, self._read_ahead(owners)
+        generation = build_generation(*begin)
+        keys = [generation.snapshots[end], generation.steps[end]]
+        (rows, cols), step = run_through_losses(self.engine, generation.graph, keys)
+        return State(end, rows, cols, step, None)
 
     def _with_best_epoch(self, cost: Cost) -> Cost:
         """Take the epoch that was best on the holdout for the result, if early stopping is asked for; return its cost.
@@ -170,17 +196,9 @@ class Trainer:
         best, anchor = self.progress.best_epoch, self.progress.anchor
         if self.rules.patience is None or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
             return cost
-        if anchor.epoch < best:
-            owners = self.engine.owners(self.training.blocks.shape.rows)
-            n_epochs, save_every = best - anchor.epoch, self.rules.epochs
-            begin = self.training, anchor, n_epochs, new_token(), owners, save_every, self._read_ahead(owners)
-            generation = build_generation(*begin)
-            (rows, cols), step = run_through_losses(
-                self.engine, generation.graph, [generation.snapshots[best], generation.steps[best]]
-            )
-            anchor = State(best, rows, cols, step, None)
-        self.best_epoch, self.progress = best, self.progress._replace(state=anchor)
-        return self._measure()
+        state = self._later_state(self.training, anchor, best - anchor.epoch) if anchor.epoch < best else anchor
+        self.best_epoch, self.progress = best, self.progress._replace(state=state)
+        return self._measure(self.training, state)
 
     def rmse(self, cost: float) -> float | None:
         """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
@@ -224,15 +242,14 @@ class Trainer:
             logger.warning("%s", problem)
         return not problems
 
-    def _measure(self) -> Cost:
-        """Return the exact mean squared errors at the state as it is, in units of the ratings' scale squared."""
-        owners, training, state = (
-            self.engine.owners(self.training.blocks.shape.rows),
-            self.training,
-            self.progress.state,
-        )
-        if training.chain_rule:
-            training, state = of_all_chains(training, state)
+    def _result(self) -> tuple[Training, State]:
+        """Return the training and the state that predictions are made with: for draws, of all chains together."""
+        training, state = self.training, self.progress.state
+        return of_all_chains(training, state) if training.chain_rule else (training, state)
+
+    def _measure(self, training: Training, state: State) -> Cost:
+        """Return the exact mean squared errors at a state, in units of the ratings' scale squared."""
+        owners = self.engine.owners(training.blocks.shape.rows)
         graph, key = build_measurement(training, state, new_token(), owners)
         cost: Cost = run_through_losses(self.engine, graph, [key])[0]
         return cost

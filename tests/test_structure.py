@@ -18,7 +18,7 @@ PACKAGE = Path(distmf.__file__).parent
 LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine encoding
 compiled vectors kernel store grid stepsize langevin history threads cluster
-ids moments schedule ratings matrix factors lock engines
+ids moments schedule ratings matrix factors lock engines diagnosis
 numbering names
 blocks jobs reading
 tables

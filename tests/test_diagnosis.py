@@ -1,0 +1,106 @@
+"""What a training says about itself, on data made to show each of the findings; and the rules alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distmf import Blocks, MatrixFactorization, block_ratings
+from distmf.diagnosis import diagnose
+from distmf.history import Baselines, Epoch, History
+from tests.helpers import write
+
+
+def blocks_of(folder: Path, n: int, noise: float, rank: int = 2, n_users: int = 400, n_items: int = 300) -> Blocks:
+    """Block ratings of a model of that rank (0 for biases only) plus noise, a tenth of them held out."""
+    rng = np.random.default_rng(7)
+    users, items = rng.integers(n_users, size=n), rng.integers(n_items, size=n)
+    values = 3 + rng.normal(0, 0.6, n_users)[users] + rng.normal(0, 0.6, n_items)[items]
+    if rank:
+        P, Q = rng.normal(size=(n_users, rank)), rng.normal(size=(n_items, rank))
+        values += (P[users] * Q[items]).sum(axis=1) / rank**0.5
+    values += rng.normal(0, noise, n)
+    columns = {"user_id": users, "item_id": items, "rating": values.astype(np.float32)}
+    return block_ratings(write(folder / "r.parquet", columns), folder / "b", holdout=0.1, grid=(2, 2))
+
+
+@pytest.fixture(scope="module")
+def signal(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
+    return blocks_of(tmp_path_factory.mktemp("signal"), 40_000, noise=0.3)
+
+
+def test_diagnose__says_that_it_has_converged(signal: Blocks) -> None:
+    found = MatrixFactorization(4, epochs=40, patience=None).fit(signal).diagnose()
+    assert found.codes == ["converged"]
+    assert "biases only" in str(found)
+
+
+def test_diagnose__says_that_it_is_still_getting_better_and_about_how_many_epochs_it_needs(signal: Blocks) -> None:
+    mf = MatrixFactorization(4, step_size=0.02, epochs=12, tol=0.0, patience=None).fit(signal)
+    (finding,) = mf.diagnose().findings
+    assert finding.code == "still falling"
+    advised = int(finding.text.rsplit(" ", 2)[1])
+    assert 12 < advised <= 120
+    longer = MatrixFactorization(4, step_size=0.02, epochs=advised, tol=0.0, patience=None).fit(signal)
+    assert "still falling" not in longer.diagnose().codes
+    assert longer.history_.holdout_rmse < 0.97 * mf.history_.holdout_rmse
+
+
+def test_diagnose__says_since_when_it_overfits(tmp_path: Path) -> None:
+    blocks = blocks_of(tmp_path, 12_000, noise=1.0)
+    options = {"reg": 0.0, "bias_reg": 0.0, "step_size": 0.05, "epochs": 40, "tol": 0.0}
+    for patience in (None, 3):
+        mf = MatrixFactorization(16, **options, patience=patience).fit(blocks)
+        found = mf.diagnose()
+        assert found.codes[0] == "overfitting"
+        best = 1 + int(np.argmin([epoch.holdout_rmse for epoch in mf.history_]))
+        assert f"since epoch {best}:" in str(found)
+        assert "Raise reg" in str(found)
+    tamed = MatrixFactorization(16, reg=0.2, epochs=40, patience=None).fit(blocks)
+    assert "overfitting" not in tamed.diagnose().codes
+
+
+def test_diagnose__says_that_the_step_was_too_large_with_the_evidence(signal: Blocks) -> None:
+    found = MatrixFactorization(4, step_size=3.0, epochs=15, patience=None).fit(signal).diagnose()
+    assert found.codes[0] == "step too large"
+    assert "half the step" in str(found)
+
+
+def test_diagnose__says_that_the_step_was_too_small(signal: Blocks) -> None:
+    found = MatrixFactorization(4, step_size=3e-4, epochs=8, patience=None).fit(signal).diagnose()
+    assert found.codes[0] == "step too small"
+
+
+def test_diagnose__says_that_there_is_nothing_beyond_the_biases(tmp_path: Path) -> None:
+    mf = MatrixFactorization(4, reg=0.2).fit(blocks_of(tmp_path, 40_000, noise=1.0, rank=0))
+    assert "no signal" in mf.diagnose().codes
+
+
+def test_diagnose__of_draws_from_the_posterior(signal: Blocks) -> None:
+    assert MatrixFactorization(4, posterior_samples=2, epochs=30).fit(signal).diagnose().codes == ["converged"]
+
+
+def test_baselines__are_the_errors_of_the_mean_and_of_the_best_biases(signal: Blocks) -> None:
+    baselines = MatrixFactorization(4, epochs=1).fit(signal).history_.baselines
+    assert baselines is not None
+    assert baselines.mean_train == pytest.approx(signal.moments.std, rel=1e-4)
+    # Biases have a standard deviation of 0.6 on either side, the factors' product of 1, and the noise of 0.3.
+    assert baselines.bias_holdout == pytest.approx((1 + 0.3**2) ** 0.5, rel=0.1)
+
+
+def history(errors: list[float], holdouts: list[float] | None = None, stopped: str = "epochs") -> History:
+    seen = holdouts or [None] * len(errors)
+    epochs = tuple(Epoch(n, *pair, 0.04) for n, pair in enumerate(zip(errors, seen, strict=True), 1))
+    return History(epochs, stopped, errors[-1], seen[-1], baselines=Baselines(1.0, 1.0, 0.95, 0.95))  # type: ignore[arg-type]
+
+
+def test_diagnose__names_the_epochs_in_which_the_error_rose() -> None:
+    found = diagnose(history([0.9, 0.8, 0.82, 0.7, 0.72, 0.6]), adapts_step=False, draws=False)
+    assert found.codes[0] == "step too large"
+    assert "rose in epochs 3, 5" in str(found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_diagnose__takes_histories_of_hardly_any_epochs(n: int) -> None:
+    for stopped in ("epochs", "interrupted", "target", "time"):
+        assert diagnose(history([0.9, 0.8, 0.7, 0.6][:n], stopped=stopped), adapts_step=True, draws=False).findings
