@@ -138,8 +138,8 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
 @click.option(
     "--patience",
-    type=click.IntRange(1),
-    help="Stop when the holdout has not got better for so many epochs; the model is that of the best.  [default: 5]",
+    type=click.IntRange(0),
+    help="Stop when the holdout is no better for so many epochs, and take the best; 0 never.  [default: 5]",
 )
 @click.option("--max-seconds", type=Number(0), help="Stop after so many seconds of training.")
 @click.option(

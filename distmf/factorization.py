@@ -66,9 +66,9 @@ class MatrixFactorization:
         Stop when the cost falls by less than this share per epoch; 0 never stops.
     target_cost : float, optional
         Stop when the mean squared error over the ratings, in their units squared, is below this.
-    patience : int, optional
+    patience : int
         Where there is a holdout, stop when its error has not got better for so many epochs, and take the model of the
-        best epoch; None always takes that of the last.
+        best epoch; 0 does all epochs and takes the model of the last.
     max_seconds : float, optional
         Stop after so many seconds of training.
     posterior_samples : int
@@ -117,7 +117,7 @@ class MatrixFactorization:
         step_decay: float = 1.0,
         tol: float = 1e-5,
         target_cost: float | None = None,
-        patience: int | None = 5,
+        patience: int = 5,
         max_seconds: float | None = None,
         posterior_samples: int = 0,
         seed: int = 0,
@@ -294,13 +294,12 @@ class MatrixFactorization:
         whole: dict[str, tuple[float, float]] = {
             "rank": (1, MAX_RANK),
             "epochs": (1, 2**31),
+            "patience": (0, 2**31),
             "posterior_samples": (0, MAX_SAMPLES),
             "seed": (0, 2**63 - 1),
         }
         optional = [name for name in ("target_cost", "max_seconds") if getattr(self, name) is not None]
         names = [*(["reg"] if self.reg != "auto" else []), "bias_reg", "step_decay", "tol", *optional]
-        if self.patience is not None:
-            whole["patience"] = (1, 2**31)
         real = dict.fromkeys(names, (0.0, math.inf))
         for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):
             for name, (low, high) in limits.items():

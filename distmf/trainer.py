@@ -71,8 +71,8 @@ class StopRules(NamedTuple):
         When the cost has changed by less than this share in each of the last few epochs; 0 never.
     target_cost : float or None
         When the exact mean squared error over the ratings, in their units squared, is below this.
-    patience : int or None
-        When the holdout has not got better for so many epochs.
+    patience : int
+        When the holdout has not got better for so many epochs; 0 never.
     max_seconds : float or None
         When so many seconds of training are over.
     """
@@ -80,7 +80,7 @@ class StopRules(NamedTuple):
     epochs: int
     tol: float
     target_cost: float | None
-    patience: int | None = None
+    patience: int = 0
     max_seconds: float | None = None
 
 
@@ -166,17 +166,17 @@ class Trainer:
                 return event, (cost if event == "target" else self._with_best_epoch(cost))
             event = None
 
-    def _baselines(self) -> Baselines:
+    def _baselines(self) -> Baselines | None:
         """Return the errors with the mean only, and of a short training of biases without factors."""
         training = self.training._replace(rank=1, rule=StepRule(BIAS_STEP, epochs=BIAS_EPOCHS))
-        training = training._replace(hyper=training.hyper._replace(bias_reg=BIAS_REG))
+        training = training._replace(hyper=training.hyper._replace(reg=0.0, bias_reg=BIAS_REG))
         first = first_state(training, std=0.0)
         state = self._later_state(training, first, BIAS_EPOCHS)
         mean, biases = (self._measure(training, at) for at in (first, state))
         costs = mean.train, mean.holdout, biases.train, biases.holdout
         mean_train, mean_holdout, bias_train, bias_holdout = map(self.rmse, costs)
-        assert mean_train is not None
-        assert bias_train is not None
+        if mean_train is None or bias_train is None:  # not finite; training will say why
+            return None
         return Baselines(mean_train, mean_holdout, bias_train, bias_holdout)
 
     def _later_state(self, training: Training, state: State, n_epochs: int) -> State:
@@ -194,7 +194,7 @@ class Trainer:
         The checkpoint stays as it is: a training that goes on goes on from the last epoch.
         """
         best, anchor = self.progress.best_epoch, self.progress.anchor
-        if self.rules.patience is None or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
+        if not self.rules.patience or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
             return cost
         state = self._later_state(self.training, anchor, best - anchor.epoch) if anchor.epoch < best else anchor
         self.best_epoch, self.progress = best, self.progress._replace(state=state)
@@ -313,7 +313,7 @@ class Trainer:
         events: dict[Stopped, bool] = {
             "target": self._is_on_target(cost),
             "converged": rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], rules.tol),
-            "early": rules.patience is not None and _is_over(rules.patience, [*holdouts, self.rmse(cost.holdout)]),
+            "early": rules.patience > 0 and _is_over(rules.patience, [*holdouts, self.rmse(cost.holdout)]),
             "time": rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds,
         }
         return Reached(len(after), next((event for event, holds in events.items() if holds), None))

@@ -176,7 +176,7 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
     """Train with kills in `folder`; raise AssertionError if anything is not as if there had been none."""
     planted_ratings(folder / "ratings", n_ratings, 3 * n_ratings // 100, n_ratings // 100)
     blocks = block_ratings(folder / "ratings", folder / "blocks", grid=(2 * n_workers, 2 * n_workers), holdout=0.1)
-    MatrixFactorization(RANK, epochs=n_epochs, tol=0).fit(blocks).save(folder / "expected")
+    MatrixFactorization(RANK, epochs=n_epochs, tol=0, patience=0).fit(blocks).save(folder / "expected")
     before = files(folder / "blocks")
     rng, deadline = np.random.default_rng(seed), time.monotonic() + SECONDS
     (folder / "cluster").mkdir()
@@ -184,7 +184,7 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
         with processes() as started:
             scheduler = start_scheduler(started, folder / "cluster")
             workers = Workers(started, folder / "cluster", n_workers)
-            options = ["--rank", str(RANK), "--epochs", str(n_epochs), "--tol", "0", "--scheduler", str(scheduler)]
+            options = ["--rank", str(RANK), "--epochs", str(n_epochs), "--tol", "0", "--patience", "0", "--scheduler", str(scheduler)]
             options += ["--checkpoint", str(folder / "checkpoint"), "--resume"]
             driver = Driver("train", folder / "blocks", folder / "model", *options)
             try:

@@ -264,7 +264,9 @@ def test_help__says_what_every_option_is() -> None:
 def test_interrupt__while_training_saves_the_model_and_leaves_no_temporary_files(
     number: signal.Signals, folder: Path, tmp_path: Path
 ) -> None:
-    with start("train", folder / "r.parquet", tmp_path / "m", "--epochs", 1_000_000, "--tol", 0, "--json") as process:
+    with start(
+        "train", folder / "r.parquet", tmp_path / "m", "--epochs", 1_000_000, "--tol", 0, "--patience", 0, "--json"
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("epoch  ") and "epoch      20/" in line:
@@ -285,7 +287,19 @@ def test_interrupt__while_training_saves_the_model_and_leaves_no_temporary_files
 def test_interrupt__of_a_terminal_reaches_its_workers_as_well(
     epoch: int | None, folder: Path, tmp_path: Path, no_leaks: Path
 ) -> None:
-    training = ["train", folder / "blocks", tmp_path / "m", "--epochs", 1_000_000, "--tol", 0, "--workers", 2]
+    training = [
+        "train",
+        folder / "blocks",
+        tmp_path / "m",
+        "--epochs",
+        1_000_000,
+        "--tol",
+        0,
+        "--patience",
+        0,
+        "--workers",
+        2,
+    ]
     with start(*training, start_new_session=True) as process:
         assert process.stderr is not None
         if epoch is None:
@@ -344,7 +358,19 @@ def test_interrupt__while_compiling_ends_it(folder: Path, tmp_path: Path) -> Non
         from distmf.cli import main
         threading.Timer(float(sys.argv[1]), os.kill, [os.getpid(), signal.SIGINT]).start()
         main(sys.argv[2:])"""
-    training = ["train", folder / "blocks", tmp_path / "m", "--rank", "512", "--epochs", "1000000", "--tol", "0"]
+    training = [
+        "train",
+        folder / "blocks",
+        tmp_path / "m",
+        "--rank",
+        "512",
+        "--epochs",
+        "1000000",
+        "--tol",
+        "0",
+        "--patience",
+        "0",
+    ]
     env = {**os.environ, "XDG_CACHE_HOME": "/dev/null"}  # where no machine code is kept
     for delay in ("0.1", "0.3", "0.5"):
         command = [sys.executable, "-c", code, delay, *training]

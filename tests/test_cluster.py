@@ -303,7 +303,7 @@ def test_fit__keeps_the_scheduler_small_over_200_epochs(client: Client, blocks: 
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        MatrixFactorization(4, epochs=200, tol=0).fit(blocks, client=client)
+        MatrixFactorization(4, epochs=200, tol=0, patience=0).fit(blocks, client=client)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)

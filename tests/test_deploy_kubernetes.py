@@ -312,7 +312,7 @@ def test_commands__make_a_cluster_that_probes_and_operator_can_talk_to(of_job: P
 def test_job__goes_on_when_it_is_started_again_as_restart_policy_does(of_job: Pods, tmp_path: Path) -> None:
     distmf.datasets.planted_ratings(tmp_path / "ratings", 20_000, 300, 100)
     distmf.block_ratings(tmp_path / "ratings", tmp_path / "blocks", grid=(2, 2), holdout=0.1)
-    options = ["--rank", "8", "--epochs", "60", "--tol", "0"]
+    options = ["--rank", "8", "--epochs", "60", "--tol", "0", "--patience", "0"]
     job = of_job.start("train", *options)
     while of_job.epoch() < 5:
         assert job.poll() is None, (tmp_path / "train.log").read_text()

