@@ -225,7 +225,10 @@ class MatrixFactorization:
             check_grid(engine, blocks.shape)
             on_disk = False
             if engine.shares_memory:
-                plan = plan_memory(Sizes.of(blocks, self.rank, self.posterior_samples), engine.n_slots, limit)
+                sizes = Sizes.of(blocks, self.rank, self.posterior_samples)
+                if blocks.n_holdout and self.patience and checkpoint is None:
+                    sizes = sizes._replace(states=3)  # the best epoch may be some time ago
+                plan = plan_memory(sizes, engine.n_slots, limit)
                 on_disk = plan.rows_on_disk
                 stack.callback(limit_cache)
                 limit_cache(plan.cached)
@@ -270,7 +273,8 @@ class MatrixFactorization:
             stopped, cost = trainer.run()
             exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
         finally:
-            progress = trainer.progress
+            progress = trainer.progress  # without states to go back to
+            trainer.progress = progress = progress._replace(before=progress.state, anchor=progress.state)
             forget(training.blocks.path)  # the model needs the memory
             give_back_idle_memory()
             if progress.state.epoch:

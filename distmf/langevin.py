@@ -19,7 +19,7 @@ Everything that an epoch needs of all blocks (τ, λ, E[q²]) is from the epoch 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -149,18 +149,29 @@ def spread_of(block: FactorBlock, rank: int) -> Floats:
     The first are of squares, the second of squares times ratings; the last of each is of the biases.
     """
     assert block.counts is not None
-    squares = np.empty((len(block.biases), rank + 1), dtype=np.float64)
-    np.square(block.factors[:, :rank], out=squares[:, :-1])
-    np.square(block.biases, out=squares[:, -1])
-    return np.stack([squares.sum(axis=0), block.counts.astype(np.float64) @ squares])
+    sums = np.zeros((2, rank + 1))
+    for some in _parts(block):
+        counts = block.counts[some].astype(np.float64)
+        squares = np.empty((len(counts), rank + 1))
+        np.square(block.factors[some, :rank], out=squares[:, :-1])
+        np.square(block.biases[some], out=squares[:, -1])
+        sums += squares.sum(axis=0), counts @ squares
+    return sums
 
 
 def add_to_mean(block: FactorBlock, n: int) -> None:
     """Take a block as the n-th draw into its mean, in place; the first starts it anew."""
     assert block.mean is not None
     share, mean = np.float32(1 / max(1, n)), block.mean
-    mean.factors[:] += (block.factors - mean.factors) * share
-    mean.biases[:] += (block.biases - mean.biases) * share
+    for some in _parts(block):
+        mean.factors[some] += (block.factors[some] - mean.factors[some]) * share
+        mean.biases[some] += (block.biases[some] - mean.biases[some]) * share
+
+
+def _parts(block: FactorBlock) -> Iterator[slice]:
+    """Yield parts of the rows, so that what is computed for one takes no space worth a plan."""
+    for begin in range(0, len(block.biases), ROWS_AT_ONCE):
+        yield slice(begin, begin + ROWS_AT_ONCE)
 
 
 def move(
@@ -185,8 +196,7 @@ def move(
         factors[:, :rank] *= balance.astype(np.float32)
     steps = np.float32(rule.step_size(state)) * rule.shares(state, side, block.counts)
     is_rated = block.counts > 0
-    for begin in range(0, len(steps), ROWS_AT_ONCE):
-        some = slice(begin, begin + ROWS_AT_ONCE)
+    for some in _parts(block):
         eta = steps[some, None]
         x = eta * block.counts[some, None] * energy.astype(np.float32)
         kept, variance = prior_and_noise(x, eta * (precisions / tau).astype(np.float32))

@@ -58,6 +58,8 @@ class Sizes(NamedTuple):
         Of the ids of users and items that are strings.
     samples : int
         Of the posterior, 0 where nothing is drawn from it.
+    states : int
+        Of all factors, in memory at once: as they are trained, that to go back to, and that of the best epoch.
     """
 
     n_users: int
@@ -71,6 +73,7 @@ class Sizes(NamedTuple):
     n_ratings: int
     string_bytes: int = 0
     samples: int = 0
+    states: int = 2
 
     @classmethod
     def of(cls, blocks: Blocks, rank: int, samples: int = 0) -> "Sizes":
@@ -96,7 +99,8 @@ class Sizes(NamedTuple):
     def on(self, shape: Shape) -> "Sizes":
         """Return the sizes that are expected on another grid."""
         there = self.n_ratings, self.all_blocks, self.string_bytes
-        return Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)._replace(samples=self.samples)
+        sizes = Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)
+        return sizes._replace(samples=self.samples, states=self.states)
 
     @property
     def n_ids(self) -> int:
@@ -313,18 +317,25 @@ class MemoryPlan(NamedTuple):
 
 def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool) -> TrainingBytes:
     """Return what training needs; the cache of blocks takes what is left of `limit`."""
-    line, shape, in_model = bytes_per_line(sizes.rank), sizes.shape, bytes_per_line(sizes.rank)
-    if sizes.samples:  # a chain has its mean as well; a model the means and the last draws of all chains
-        line, in_model = 2 * line + FLOAT_BYTES, 2 * sizes.samples * line
+    line, shape = bytes_per_line(sizes.rank), sizes.shape
+    gathered = in_model = line  # gathered at once, and in the model when it is done
+    if sizes.samples:  # a chain has its mean as well; a model has the means and then the last draws of all chains
+        gathered = sizes.samples * line
+        line, in_model = 2 * line + FLOAT_BYTES, 2 * gathered
     at_work = min(threads, *shape)
     row_block, col_block = line * sizes.row_lines, line * sizes.col_lines
     users, items = line * sizes.n_users, line * sizes.n_items
     if rows_on_disk:
         rows, columns = min(shape.rows, 2 * shape.cols + IN_PASSING) * row_block, items
-        model = min(in_model * sizes.n_users, GATHERED_BYTES) + in_model * (sizes.row_lines + sizes.n_items)
+        model = min(gathered * sizes.n_users, GATHERED_BYTES) + gathered * sizes.row_lines + in_model * sizes.n_items
     else:
-        rows, columns = ((2 + sizes.samples) * side for side in (users, items))  # the last also of ended chains
+        rows, columns = (
+            (sizes.states + sizes.samples) * side for side in (users, items)
+        )  # the last also of ended chains
         model = (max(1, sizes.samples) * line + in_model) * sizes.n_ids
+        if sizes.samples:  # chains side by side in one block, that block in order, and idle buffers
+            model += 2 * gathered * max(sizes.row_lines, sizes.col_lines)
+            model += int(IDLE_SHARE * sizes.samples * line * sizes.n_ids)
     model += ID_BYTES * max(sizes.n_users, sizes.n_items) + ID_STRINGS * sizes.string_bytes
     copies = at_work * (row_block + col_block) + int(IDLE_SHARE * (rows + columns))
     reading = 2 * at_work * sizes.largest_block

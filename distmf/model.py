@@ -34,6 +34,7 @@ from distmf.tasks import Training
 
 KIND = Kind("distmf model", 2, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE = 1 << 12  # of factors that are put in order
 SCORES_AT_ONCE = 1 << 24
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
@@ -168,7 +169,8 @@ def _gather(
         first += len(there)
         biases[there] = block.biases * np.float32(scale)
         rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
-        factors[there[rows] - begin] = block.factors[rows, :rank] * units
+        for some in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+            factors[there[some] - begin] = block.factors[some, :rank] * units
         give_back_idle_memory()
 
 

@@ -156,6 +156,8 @@ class Trainer:
         self.engine.everywhere(kernel.compile_for, *kind)
         self.baselines = self._baselines()
         event = self.progress.event
+        if event == "time":  # that a training had does not count for the one that goes on with it
+            event = None
         while True:
             event = event or self._train()
             cost = self._measure(*self._result())

@@ -184,7 +184,18 @@ def torment(folder: Path, kills: list[Kill], n_epochs: int, n_workers: int, n_ra
         with processes() as started:
             scheduler = start_scheduler(started, folder / "cluster")
             workers = Workers(started, folder / "cluster", n_workers)
-            options = ["--rank", str(RANK), "--epochs", str(n_epochs), "--tol", "0", "--patience", "0", "--scheduler", str(scheduler)]
+            options = [
+                "--rank",
+                str(RANK),
+                "--epochs",
+                str(n_epochs),
+                "--tol",
+                "0",
+                "--patience",
+                "0",
+                "--scheduler",
+                str(scheduler),
+            ]
             options += ["--checkpoint", str(folder / "checkpoint"), "--resume"]
             driver = Driver("train", folder / "blocks", folder / "model", *options)
             try:

@@ -116,24 +116,26 @@ def test_blocking__stays_under_the_plan(
 
 
 @pytest.mark.parametrize(
-    ("rank", "grid", "limit", "on_disk"),
+    ("rank", "grid", "limit", "on_disk", "samples"),
     [
-        (64, "4x4", "2 GiB", False),
-        (64, "4x4", "440 MiB", False),
-        (64, "4x32", "2 GiB", False),
-        (64, "1x9", "2 GiB", False),
-        (64, "32x4", "300 MiB", True),
-        (128, "32x4", "380 MiB", True),
+        (64, "4x4", "2 GiB", False, 0),
+        (64, "4x4", "440 MiB", False, 0),
+        (64, "4x32", "2 GiB", False, 0),
+        (64, "1x9", "2 GiB", False, 0),
+        (64, "32x4", "300 MiB", True, 0),
+        (128, "32x4", "380 MiB", True, 0),
+        (64, "32x4", "500 MiB", True, 3),
     ],
 )
 def test_training__stays_under_the_plan(
-    ratings: Path, tmp_path: Path, rank: int, grid: str, limit: str, on_disk: bool
+    ratings: Path, tmp_path: Path, rank: int, grid: str, limit: str, on_disk: bool, samples: int
 ) -> None:
     shape = Shape(*map(int, grid.split("x")))
     blocks = block_ratings(ratings, tmp_path / "b", grid=shape)
-    plan = plan_memory(Sizes.of(blocks, rank), 2, parse_bytes(limit))
+    plan = plan_memory(Sizes.of(blocks, rank, samples), 2, parse_bytes(limit))
     assert plan.rows_on_disk == on_disk
     options = ["--rank", rank, "--epochs", 3, "--tol", 0, "--threads", 2, "--memory", limit]
+    options += ["--posterior-samples", samples]
     peak = peak_of("train", tmp_path / "b", tmp_path / "m", *options)
     assert 0.5 * plan.needs.total < peak < plan.needs.total <= parse_bytes(limit)
 

@@ -274,6 +274,11 @@ def test_fit__keeps_the_best_epoch_also_at_the_last_one(overfitting: Blocks) -> 
     assert mf.history_.holdout_rmse < last.history_.holdout_rmse
 
 
-def test_fit__stops_when_the_time_is_over(overfitting: Blocks) -> None:
-    history = MatrixFactorization(8, max_seconds=0.0).fit(overfitting).history_
+def test_fit__stops_when_the_time_is_over(overfitting: Blocks, tmp_path: Path) -> None:
+    mf = MatrixFactorization(8, epochs=4, max_seconds=0.0)
+    options = {"checkpoint": tmp_path / "c", "resume": True}
+    history = mf.fit(overfitting, **options).history_
     assert (history.stopped, len(history)) == ("time", 1)
+    mf.max_seconds = None  # a training that goes on may have more of it
+    history = mf.fit(overfitting, **options).history_
+    assert (history.stopped, len(history)) == ("epochs", 4)
