@@ -30,7 +30,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> distmf.Blocks:
 
 @pytest.fixture(scope="module")
 def expected(blocks: distmf.Blocks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return saved(MatrixFactorization(12, epochs=60, tol=0).fit(blocks), tmp_path_factory.mktemp("expected"))
+    return saved(MatrixFactorization(12, epochs=60, tol=0, patience=0).fit(blocks), tmp_path_factory.mktemp("expected"))
 
 
 @pytest.fixture
