@@ -16,6 +16,7 @@ FALL = 0.002  # of the error per epoch, over the last few, with which it is stil
 COMES_TO_REST = 0.0005  # of the error per epoch, below which more epochs do not pay
 LAST = 3  # epochs, in the mean of which it falls
 OVERFIT = 1.002  # the error on the holdout at the end over the best one, from which on the model overfits
+BIASES = 1.01  # times the error with biases only, above which a model has not come as far as these
 NO_SIGNAL = 0.99  # of the error with biases only; a model that is no better has found next to nothing
 MOST_EPOCHS = 10  # times those that were done, that are ever advised
 
@@ -113,12 +114,12 @@ def _step_too_small(history: History) -> Finding | None:
     baselines, fall = history.baselines, _fall(_errors(history))
     if baselines is None or fall is None or history.stopped not in ("epochs", "time"):
         return None
-    # At rest, even without factors, biases alone give this error.
-    if fall < COMES_TO_REST or history[-1].train_rmse < baselines.bias_train:
+    # At rest, even without factors, it would come as far as biases alone.
+    if fall < COMES_TO_REST or history[-1].train_rmse < BIASES * baselines.bias_train:
         return None
     return Finding(
         "step too small",
-        f"The step size was too small: after {len(history)} epochs the error is {history[-1].train_rmse:.4f}, no less "
+        f"The step size was too small: after {len(history)} epochs the error is {history[-1].train_rmse:.4f}, more "
         f"than with biases only ({baselines.bias_train:.4f}), and falls by {100 * fall:.2g} % per epoch. "
         'Take a larger one, or "auto"; or many more epochs.',
     )
