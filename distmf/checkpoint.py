@@ -28,7 +28,7 @@ from distmf.errors import StoreError
 from distmf.factors import Saved
 from distmf.filesystem import explained
 from distmf.graph import Chain, State
-from distmf.history import Epoch, Stopped
+from distmf.history import Epoch, Stopped, best_on_holdout
 from distmf.lock import DriverLock, driver_lock
 from distmf.store import TEMPORARY, Folder, Kind, free_folder, refuse_nested, temporary_folder
 from distmf.tasks import Cost
@@ -78,8 +78,8 @@ class Progress(NamedTuple):
     @property
     def best_epoch(self) -> int:
         """The epoch that is best on the holdout, 0 without one."""
-        seen = [(epoch.holdout_rmse, epoch.epoch) for epoch in self.epochs if epoch.holdout_rmse is not None]
-        return min(seen, default=(0.0, 0))[1]
+        best = best_on_holdout(self.epochs)
+        return best.epoch if best else 0
 
 
 STATES = "state", "before", "anchor"  # of progress

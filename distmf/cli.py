@@ -200,7 +200,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
                     click.echo(f"distmf: {done} epochs are safe in {place}; go on from there with --resume", err=True)
             raise
         mf.save(model)
-        history = mf.history_
+        history, diagnosis = mf.history_, mf.diagnose()
         found: dict[str, Any] = {
             "epochs": len(history),
             "train_rmse": history.train_rmse,
@@ -209,9 +209,9 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             "ratings_per_second": history.ratings_per_second,
             "stopped": history.stopped,
             "best_epoch": history.best_epoch,
+            "diagnosis": diagnosis.codes,
         }
-        found["diagnosis"] = mf.diagnose().codes
-        report(found, f"{history.summary()}\n{mf.diagnose()}\nsaved in {model} after {found['seconds']:.1f} s")
+        report(found, f"{history.summary()}\n{diagnosis}\nsaved in {model} after {found['seconds']:.1f} s")
 
 
 @main.command()
@@ -267,11 +267,11 @@ def predict(
         with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
             for piece in source.pieces:
                 for batch in read_piece(source, piece):
-                    predictions, is_unseen = trained.predict(batch.user, batch.item, clip=not no_clip)
-                    stds = [trained.std(batch.user, batch.item)] if std else []
-                    writer.write_table(pa.table([batch.user, batch.item, predictions, is_unseen, *stds], schema=schema))
-                    progress.advance(len(predictions))
-                    n_unseen += int(is_unseen.sum())
+                    predicted = trained.predict(batch.user, batch.item, clip=not no_clip, with_stds=std)
+                    columns = [batch.user, batch.item, *predicted[: 3 if std else 2]]
+                    writer.write_table(pa.table(columns, schema=schema))
+                    progress.advance(len(predicted.ratings))
+                    n_unseen += int(predicted.is_unseen.sum())
         found = {"n": source.n_rows, "n_unseen": n_unseen, "path": out}
         report(found, f"{source.n_rows:,} predictions in {out}; {n_unseen:,} with an unseen user or item")
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from distmf.history import Epoch, History
+from distmf.history import Epoch, History, best_on_holdout
 
 RISE = 1.005  # of the training error from one epoch to the next, from which on it has risen: less is noise
 FALL = 0.002  # of the error per epoch, over the last few, with which it is still falling
@@ -95,17 +95,17 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
 
 
 def _overfitting(history: History) -> Finding | None:
-    seen = [(epoch.holdout_rmse, epoch.epoch) for epoch in history if epoch.holdout_rmse is not None]
-    if not seen:
+    best, last = best_on_holdout(history), history[-1]
+    if best is None or best.holdout_rmse is None or last.holdout_rmse is None:
         return None
-    (best, since), (last, end) = min(seen), seen[-1]
-    if last <= OVERFIT * best:
+    if last.holdout_rmse <= OVERFIT * best.holdout_rmse:
         return None
     kept = "; the model is that of this epoch" if history.best_epoch else ""
     return Finding(
         "overfitting",
-        f"It overfits since epoch {since}: from then to epoch {end} the error on the holdout rose from {best:.4f} to "
-        f"{last:.4f}, while that on the ratings trained on went on to {history[-1].train_rmse:.4f}{kept}. "
+        f"It overfits since epoch {best.epoch}: from then to epoch {last.epoch} the error on the holdout rose from "
+        f"{best.holdout_rmse:.4f} to {last.holdout_rmse:.4f}, while that on the ratings trained on went on to "
+        f"{last.train_rmse:.4f}{kept}. "
         "Raise reg or lower rank.",
     )
 

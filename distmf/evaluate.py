@@ -68,23 +68,23 @@ def evaluate(
         If the ratings do not hold what they should, or ids are of another type than those trained on.
     """
     model = mf.model_
+    has_draws = model.noise_std is not None
     ratings = open_ratings(source, Columns(user, item, rating))
     progress = Progress(logger, "evaluating", ratings.n_rows)
     squared, absolute, n, n_unseen, n_within = 0.0, 0.0, 0, 0, dict.fromkeys(INTERVALS, 0)
     for piece in ratings.pieces:
         for batch in read_piece(ratings, piece):
-            predicted, is_unseen = model.predict(batch.user, batch.item, clip=clip)
-            errors = batch.rating.astype(np.float64) - predicted
+            found = model.predict(batch.user, batch.item, clip=clip, with_stds=has_draws)
+            errors = batch.rating.astype(np.float64) - found.ratings
             squared += float(np.square(errors).sum())
             absolute += float(np.abs(errors).sum())
             n += len(errors)
-            n_unseen += int(is_unseen.sum())
-            if model.noise_std is not None:
-                std = model.std(batch.user, batch.item)
+            n_unseen += int(found.is_unseen.sum())
+            if found.stds is not None:
                 for name, width in INTERVALS.items():
-                    n_within[name] += int(np.count_nonzero(np.abs(errors) <= width * std))
+                    n_within[name] += int(np.count_nonzero(np.abs(errors) <= width * found.stds))
             progress.advance(len(errors))
-    within_50, within_90 = (None if model.noise_std is None else count / n for count in n_within.values())
+    within_50, within_90 = (count / n if has_draws else None for count in n_within.values())
     return {
         "rmse": math.sqrt(squared / n),
         "mae": absolute / n,

@@ -417,15 +417,14 @@ class MatrixFactorization:
         Raises
         ------
         NotFittedError
-            Before training.
+            Before training; if a standard deviation is asked of a model that was trained without `posterior_samples`.
         RatingsError
             If ids are null or of another type than those trained on.
         ValueError
-            If there are not as many users as items; if a standard deviation is asked of a model that was trained
-            without `posterior_samples`.
+            If there are not as many users as items.
         """
-        predicted = self.model_.predict(user_ids, item_ids, clip=clip)[0]
-        return (predicted, self.model_.std(user_ids, item_ids)) if return_std else predicted
+        found = self.model_.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
+        return found.ratings if found.stds is None else (found.ratings, found.stds)
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
         """Return for each (user, item) pair whether its user or its item was not trained on.
@@ -439,7 +438,7 @@ class MatrixFactorization:
         -------
         bool, shape (n,)
         """
-        return self.model_.predict(user_ids, item_ids)[1]
+        return self.model_.predict(user_ids, item_ids).is_unseen
 
     def reconstruct(self, *, clip: bool = True) -> Float32:
         """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""

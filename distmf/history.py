@@ -1,6 +1,6 @@
 """What happened in each epoch of a training, and why it ended."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
@@ -28,6 +28,12 @@ class Epoch(NamedTuple):
     holdout_rmse: float | None
     step_size: float
     utilization: float | None = None
+
+
+def best_on_holdout(epochs: Iterable[Epoch]) -> Epoch | None:
+    """Return the first of the epochs with the smallest error on the holdout, None without one."""
+    seen = [(epoch.holdout_rmse, epoch.epoch, epoch) for epoch in epochs if epoch.holdout_rmse is not None]
+    return min(seen)[-1] if seen else None
 
 
 class Baselines(NamedTuple):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
 from distmf.buffers import give_back_idle_memory
-from distmf.errors import RatingsError
+from distmf.errors import NotFittedError, RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
 from distmf.filesystem import is_local
 from distmf.graph import State, of_all_chains
@@ -199,6 +199,24 @@ class Recommendations(NamedTuple):
         return pa.table(columns, names=schema.names).cast(schema).filter(pa.array(is_left))
 
 
+class Predictions(NamedTuple):
+    """Predicted ratings of n pairs.
+
+    Attributes
+    ----------
+    ratings : float32, shape (n,)
+        The predictions.
+    is_unseen : bool, shape (n,)
+        Whether the user or the item was not trained on.
+    stds : float32, shape (n,), or None
+        Predictive standard deviations, of the noise and of the draws from the posterior, where they are asked for.
+    """
+
+    ratings: Float32
+    is_unseen: npt.NDArray[np.bool_]
+    stds: Float32 | None
+
+
 class Rated:
     """Which items some users have rated, read from blocks.
 
@@ -259,47 +277,45 @@ class Model(NamedTuple):
         arrays = [array for side in (self.users, self.items) for array in (side.factors, side.biases)]
         return all(np.isfinite([array.min(), array.max()]).all() for array in arrays)
 
-    def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True) -> tuple[Float32, npt.NDArray[np.bool_]]:
-        """Return the predicted rating of each pair, and which pairs have a user or an item that was not trained on."""
+    def predict(self, user_ids: Any, item_ids: Any, *, clip: bool = True, with_stds: bool = False) -> Predictions:
+        """Return the predicted rating of each pair, and what is known of how sure it is."""
         rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
         if len(rows) != len(cols):
             raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
+        noise_std = self._draws()[2] if with_stds else 0.0
         predicted = np.empty(len(rows), dtype=np.float32)
+        stds = np.empty(len(rows), dtype=np.float32) if with_stds else None
         for begin in range(0, len(rows), PAIRS_AT_ONCE):
-            u, i = rows[begin : begin + PAIRS_AT_ONCE], cols[begin : begin + PAIRS_AT_ONCE]
+            some = slice(begin, begin + PAIRS_AT_ONCE)
+            u, i = rows[some], cols[some]
             product = np.einsum("nf,nf->n", self.users.factors[u], self.items.factors[i])
             biases = np.where(u < 0, 0, self.users.biases[u]) + np.where(i < 0, 0, self.items.biases[i])
-            predicted[begin : begin + PAIRS_AT_ONCE] = (
-                np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
-            )
-        return self._clipped(predicted, clip=clip), (rows < 0) | (cols < 0)
+            predicted[some] = np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
+            if stds is not None:
+                stds[some] = np.sqrt(noise_std**2 + self._variance(u, i))
+        return Predictions(self._clipped(predicted, clip=clip), (rows < 0) | (cols < 0), stds)
 
-    def std(self, user_ids: Any, item_ids: Any) -> Float32:
-        """Return the predictive standard deviation of each pair: of the noise, and of the draws from the posterior."""
-        rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
-        found, noise_std = np.empty(len(rows), dtype=np.float32), self._noise_std
-        for begin in range(0, len(rows), PAIRS_AT_ONCE):
-            u, i = rows[begin : begin + PAIRS_AT_ONCE], cols[begin : begin + PAIRS_AT_ONCE]
-            found[begin : begin + PAIRS_AT_ONCE] = np.sqrt(noise_std**2 + self._variance(u, i))
-        return found
+    def _draws(self) -> tuple[Float32, Float32, float]:
+        """Return the draws of users and items, and the standard deviation of the noise.
 
-    @property
-    def _noise_std(self) -> float:
-        if self.noise_std is None:
-            raise ValueError(
+        Raises
+        ------
+        NotFittedError
+            If nothing was drawn from the posterior.
+        """
+        if self.users.draws is None or self.items.draws is None or self.noise_std is None:
+            raise NotFittedError(
                 "the model has no draws from the posterior, so it cannot say how sure it is; train it with "
                 "posterior_samples (--posterior-samples)"
             )
-        return self.noise_std
+        return self.users.draws, self.items.draws, self.noise_std
 
     def _variance(self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> Float32:
         """Return the variance of the prediction over the draws, for the users and items at some positions.
 
         An unseen user or item, at -1, may be any: the variance is that over all users or items.
         """
-        users, items = self.users.draws, self.items.draws
-        assert users is not None
-        assert items is not None
+        users, items, _ = self._draws()
         is_known = (rows >= 0) & (cols >= 0)
         p, q = users[rows], items[cols]  # of what is unseen, those of somebody else
         drawn = np.einsum("nsk,nsk->ns", p[..., :-1], q[..., :-1]) + p[..., -1] + q[..., -1]
@@ -324,9 +340,7 @@ class Model(NamedTuple):
 
     def stds(self, rows: npt.NDArray[np.int64]) -> Float32:
         """Return the standard deviations over the draws of the predictions of all items by some users; 0 for unseen."""
-        users, items = self.users.draws, self.items.draws
-        assert users is not None
-        assert items is not None
+        users, items, _ = self._draws()
         sums = np.zeros((2, len(rows), len(items)), dtype=np.float32)
         for n in range(users.shape[1]):
             p, q = np.where((rows >= 0)[:, None], users[rows, n], 0), items[:, n]
@@ -341,8 +355,6 @@ class Model(NamedTuple):
 
     def recommend(self, user_ids: Any, n: int, exclude: Blocks | None, bound: Bound = "mean") -> Recommendations:
         """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of."""
-        if bound != "mean":
-            assert self._noise_std  # or it says that there are no draws
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
         rated = None if exclude is None else Rated(exclude, self.items.map)

@@ -132,6 +132,26 @@ def test_predict(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["prediction"].to_numpy(), expected)
 
 
+def test_predict_and_recommend__say_how_sure_they_are_where_there_are_draws(folder: Path, tmp_path: Path) -> None:
+    pairs, out = write(tmp_path / "p.parquet", {"user_id": [3, 999], "item_id": [5, 6]}), tmp_path / "o.parquet"
+    for command in (["predict", folder / "model", pairs, out, "--std"], ["recommend", folder / "model", out]):
+        refused = run(*command, *(["--bound", "optimistic"] if command[0] == "recommend" else []))
+        assert refused.exit_code == 1
+        assert "train it with posterior_samples" in refused.stderr
+        assert not out.exists()
+    mf = distmf.MatrixFactorization(4, posterior_samples=2, epochs=4).fit(folder / "blocks")
+    mf.save(tmp_path / "m")
+    assert run("predict", tmp_path / "m", pairs, out, "--std").exit_code == 0
+    predicted, stds = mf.predict([3, 999], [5, 6], return_std=True)
+    np.testing.assert_array_equal(pq.read_table(out)["prediction"].to_numpy(), predicted)
+    np.testing.assert_array_equal(pq.read_table(out)["std"].to_numpy(), stds)
+    assert run("recommend", tmp_path / "m", out, "--bound", "pessimistic", "-n", 3).exit_code == 0
+    user = mf.user_ids_[0]
+    best = mf.recommend(user, 3, bound="pessimistic")
+    rows = pq.read_table(out, filters=[("user_id", "==", user)])
+    assert rows["item_id"].to_pylist() == best.item_ids.tolist()
+
+
 def test_recommend(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     found = as_json(run("recommend", folder / "model", out, "-n", 3, "--json"))
