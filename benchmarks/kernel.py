@@ -113,7 +113,7 @@ def runs_at(rank: int, orders: dict[str, Ratings], n_users: int, n_items: int) -
     n_floats = padded_rank(rank)
     P, Q = aligned_empty(n_users, n_floats), aligned_empty(n_items, n_floats)
     b_u, b_i = np.zeros(n_users, dtype=np.float32), np.zeros(n_items, dtype=np.float32)
-    hyper = Hyperparameters(2.25, 1.4, 0.05, 0.02)
+    hyper = Hyperparameters(2.25, 1.4, (0.05, 0.05), (0.02, 0.02))
     for factors in (P, Q):
         factors[:] = rng.normal(0, 0.1, factors.shape)
 

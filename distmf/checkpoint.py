@@ -10,6 +10,7 @@ one of the two states is whole. Files that nothing names any more are swept up w
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import posixpath
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 KIND = Kind(
     "distmf checkpoint",
-    2,
+    3,
     "checkpoint.json",
     (),
     r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin",
@@ -184,7 +185,7 @@ def checkpoint_of(
         return
     if path is not None:
         refuse_nested(blocks.folder, Folder.at(path))
-    settings = {**blocks.identity(), **hyperparameters}
+    settings = json.loads(json.dumps({**blocks.identity(), **hyperparameters}))  # as they are read again
     with contextlib.ExitStack() as stack:
         folder = Folder.at(path) if path else stack.enter_context(temporary_folder(f"{blocks.path}.training"))
         try:

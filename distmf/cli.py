@@ -21,11 +21,13 @@ from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError
 from distmf.evaluate import Evaluation
 from distmf.factorization import HYPERPARAMETERS, MAX_SAMPLES, MatrixFactorization, load
+from distmf.losses import LOSSES
 from distmf.model import BOUNDS, Bound
 from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
     NumberOrAuto,
+    OneOrTwo,
     block_options,
     client_for,
     cluster_options,
@@ -123,8 +125,12 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.argument("ratings_or_blocks")
 @click.argument("model")
 @rank_option
-@click.option("--reg", type=NumberOrAuto(0), help="Regularisation of the factors, per rating.  [default: auto]")
-@click.option("--bias-reg", type=Number(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
+@click.option("--loss", type=click.Choice(list(LOSSES)), help="What is minimised.  [default: squared]")
+@click.option("--bounds", type=(float, float), metavar="LOW HIGH", help="Predict by a sigmoid between two ratings.")
+@click.option("--nonnegative", is_flag=True, help="Keep factors from falling below zero.")
+@click.option("--reg", type=OneOrTwo(0, auto=True), help="Regularisation of the factors, per rating.  [default: auto]")
+@click.option("--bias-reg", type=OneOrTwo(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
+@click.option("--l1-reg", type=OneOrTwo(0), help="L1 penalty on the factors, per rating.  [default: 0]")
 @click.option(
     "--epochs",
     type=click.IntRange(1, 2**31),
@@ -203,6 +209,9 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
         history, diagnosis = mf.history_, mf.diagnose()
         found: dict[str, Any] = {
             "epochs": len(history),
+            "measure": history.measure,
+            "train_error": history.train_error,
+            "holdout_error": history.holdout_error,
             "train_rmse": history.train_rmse,
             "holdout_rmse": history.holdout_rmse,
             "seconds": time.perf_counter() - STARTED,

@@ -12,6 +12,7 @@ from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
 from distmf.lock import holder_of
+from distmf.losses import LOSSES
 from distmf.memory import Sizes, TrainingBytes, both_ways, in_words
 from distmf.model import KIND as MODEL
 from distmf.sizes import format_bytes
@@ -110,21 +111,22 @@ def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:
     settings, states = read_checkpoint(folder)
     epochs = [len(history) for history in states]
     last = states[-1][-1] if states and states[-1] else None
-    driver = holder_of(folder)
+    driver, measure = holder_of(folder), LOSSES[settings["loss"]].measure
     found = {
         "kind": "checkpoint",
         "path": str(folder),
         "epochs": epochs[-1] if epochs else 0,
         "states": epochs,
-        "train_rmse": last and last.train_rmse,
-        "holdout_rmse": last and last.holdout_rmse,
+        "measure": measure,
+        "train_error": last and last.train_error,
+        "holdout_error": last and last.holdout_error,
         "settings": settings,
         "driver": driver,
     }
-    holdout = "" if last is None or last.holdout_rmse is None else f", holdout RMSE {last.holdout_rmse:.4f}"
-    rmse = f"; train RMSE {last.train_rmse:.4f}{holdout} in the last of them" if last else ""
+    holdout = "" if last is None or last.holdout_error is None else f", holdout {measure} {last.holdout_error:.4f}"
+    errors = f"; train {measure} {last.train_error:.4f}{holdout} in the last of them" if last else ""
     lines = {
-        "epochs": f"{found['epochs']} of {settings['epochs']} done{rmse}",
+        "epochs": f"{found['epochs']} of {settings['epochs']} done{errors}",
         "kept": f"the states after {' and '.join(map(str, epochs))} epochs" if epochs else "nothing yet",
         "driver": driver or "none; distmf train … --checkpoint FOLDER --resume goes on",
         **{name: str(value) for name, value in settings.items() if name != "epochs"},
@@ -147,6 +149,9 @@ def _describe_model(mf: MatrixFactorization, path: str) -> tuple[dict[str, Any],
         "hyperparameters": mf.hyperparameters,
         "epochs": len(history),
         "stopped": history.stopped,
+        "measure": history.measure,
+        "train_error": history.train_error,
+        "holdout_error": history.holdout_error,
         "train_rmse": history.train_rmse,
         "holdout_rmse": history.holdout_rmse,
     }

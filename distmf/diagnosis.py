@@ -81,7 +81,7 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
     rises = [
         after.epoch
         for before, after in itertools.pairwise(history)
-        if after.train_rmse > RISE * before.train_rmse and after.epoch > 2  # noise in the first epochs
+        if after.train_error > RISE * before.train_error and after.epoch > 2  # noise in the first epochs
     ]
     if not history.rollbacks and len(rises) < 2:
         return None
@@ -96,16 +96,16 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
 
 def _overfitting(history: History) -> Finding | None:
     best, last = best_on_holdout(history), history[-1]
-    if best is None or best.holdout_rmse is None or last.holdout_rmse is None:
+    if best is None or best.holdout_error is None or last.holdout_error is None:
         return None
-    if last.holdout_rmse <= OVERFIT * best.holdout_rmse:
+    if last.holdout_error <= OVERFIT * best.holdout_error:
         return None
     kept = "; the model is that of this epoch" if history.best_epoch else ""
     return Finding(
         "overfitting",
         f"It overfits since epoch {best.epoch}: from then to epoch {last.epoch} the error on the holdout rose from "
-        f"{best.holdout_rmse:.4f} to {last.holdout_rmse:.4f}, while that on the ratings trained on went on to "
-        f"{last.train_rmse:.4f}{kept}. "
+        f"{best.holdout_error:.4f} to {last.holdout_error:.4f}, while that on the ratings trained on went on to "
+        f"{last.train_error:.4f}{kept}. "
         "Raise reg or lower rank.",
     )
 
@@ -115,11 +115,11 @@ def _step_too_small(history: History) -> Finding | None:
     if baselines is None or fall is None or history.stopped not in ("epochs", "time"):
         return None
     # At rest, even without factors, it would come as far as biases alone.
-    if fall < COMES_TO_REST or history[-1].train_rmse < BIASES * baselines.bias_train:
+    if fall < COMES_TO_REST or history[-1].train_error < BIASES * baselines.bias_train:
         return None
     return Finding(
         "step too small",
-        f"The step size was too small: after {len(history)} epochs the error is {history[-1].train_rmse:.4f}, more "
+        f"The step size was too small: after {len(history)} epochs the error is {history[-1].train_error:.4f}, more "
         f"than with biases only ({baselines.bias_train:.4f}), and falls by {100 * fall:.2g} % per epoch. "
         'Take a larger one, or "auto"; or many more epochs.',
     )
@@ -141,7 +141,7 @@ def _still_falling(history: History) -> Finding | None:
 
 
 def _no_signal(history: History) -> Finding | None:
-    baselines, errors = history.baselines, (history.train_rmse, history.holdout_rmse)
+    baselines, errors = history.baselines, (history.train_error, history.holdout_error)
     if baselines is None:
         return None
     error, bias = (errors[1], baselines.bias_holdout) if errors[1] is not None else (errors[0], baselines.bias_train)
@@ -166,16 +166,18 @@ def _baselines(history: History) -> str:
     if history.baselines is None:
         return "Simpler models were not tried."
     train, holdout = history.baselines[::2], history.baselines[1::2]
-    kind, errors = ("the holdout", holdout) if history.holdout_rmse is not None else ("the ratings trained on", train)
-    error = history.holdout_rmse if history.holdout_rmse is not None else history.train_rmse
+    kind, errors = ("the holdout", holdout) if history.holdout_error is not None else ("the ratings trained on", train)
+    error = history.holdout_error if history.holdout_error is not None else history.train_error
     own = "" if error is None else f", and {error:.4f} with this model"
-    return f"On {kind} the RMSE is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}."
+    return (
+        f"On {kind} the {history.measure} is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}."
+    )
 
 
 def _errors(history: Sequence[Epoch]) -> list[float]:
     """Return the errors that tell how good the model is."""
-    holdouts = [epoch.holdout_rmse for epoch in history if epoch.holdout_rmse is not None]
-    return holdouts or [epoch.train_rmse for epoch in history]
+    holdouts = [epoch.holdout_error for epoch in history if epoch.holdout_error is not None]
+    return holdouts or [epoch.train_error for epoch in history]
 
 
 def _fall(errors: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
 import contextlib
+import difflib
 import inspect
 import logging
 import math
@@ -21,11 +22,13 @@ from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError
 from distmf.history import History, Stopped
-from distmf.kernel import MAX_RANK, Hyperparameters
+from distmf.kernel import MAX_RANK, Hyperparameters, Pair
 from distmf.langevin import SIDES, LangevinRule
+from distmf.losses import LOSSES, LossName
 from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import BOUNDS, KIND, Bound, Float32, Model, Recommendations
+from distmf.normalisation import normalise
 from distmf.sizes import format_bytes
 from distmf.stepsize import StepRule, reg_for, share_of_step, start_for
 from distmf.store import Folder, new_folder
@@ -51,10 +54,22 @@ class MatrixFactorization:
     ----------
     rank : int
         Number of latent factors, from 1 to 512.
-    reg : float or "auto"
-        λ, per rating; "auto" is 0.05 for 100 ratings per user and item, and more for fewer.
-    bias_reg : float
+    loss : str
+        What is minimised in place of the squared error: "absolute" or "huber" for ratings with outliers, "poisson" for
+        counts and other amounts from 0 on, and for two values, as 0 and 1 or -1 and 1, "logistic", "hinge" or
+        "squared_hinge". With "logistic", a rating is predicted as its expectation: of 0 and 1, the probability of 1.
+    bounds : pair of float, optional
+        Predict low + (high − low) / (1 + e^−(μ + b_u + b_i + p_u·q_i)): always between the two. Factors, biases and
+        `global_bias_` are then the sigmoid's. For the losses "squared", "absolute" and "huber".
+    nonnegative : bool
+        Whether factors are kept from falling below zero: they are then parts that add up. Biases are free.
+    reg : float, pair of float or "auto"
+        λ, per rating; "auto" is 0.05 for 100 ratings per user and item, and more for fewer. A pair is for users and for
+        items.
+    bias_reg : float or pair of float
         λ_b, per rating.
+    l1_reg : float or pair of float
+        The same for Σ |p_uk| and Σ |q_ik|: from some size on it makes factors zero.
     epochs : int, optional
         Passes over the ratings, at most: by default 20; with `posterior_samples` as many for each, by default 200.
     step_size : float or "auto"
@@ -110,8 +125,12 @@ class MatrixFactorization:
         self,
         rank: int = 64,
         *,
-        reg: float | Literal["auto"] = "auto",
-        bias_reg: float = 0.02,
+        loss: LossName = "squared",
+        bounds: Pair | None = None,
+        nonnegative: bool = False,
+        reg: float | Pair | Literal["auto"] = "auto",
+        bias_reg: float | Pair = 0.02,
+        l1_reg: float | Pair = 0.0,
         epochs: int | None = None,
         step_size: float | Literal["auto"] = "auto",
         step_decay: float = 1.0,
@@ -123,8 +142,12 @@ class MatrixFactorization:
         seed: int = 0,
     ) -> None:
         self.rank = rank
+        self.loss = loss
+        self.bounds = bounds
+        self.nonnegative = nonnegative
         self.reg = reg
         self.bias_reg = bias_reg
+        self.l1_reg = l1_reg
         self.epochs = epochs if epochs is not None else EPOCHS_OF_CHAIN if posterior_samples else EPOCHS
         self.step_size = step_size
         self.step_decay = step_decay
@@ -246,16 +269,16 @@ class MatrixFactorization:
         return self
 
     def _training(self, blocks: Blocks, folder: Folder | None = None, *, rows_on_disk: bool = False) -> Training:
-        moments = blocks.moments
         size = blocks.n_ratings, blocks.n_users + blocks.n_items
-        reg = reg_for(*size) if self.reg == "auto" else self.reg
-        hyper = Hyperparameters(moments.mean, moments.std or 1.0, reg, self.bias_reg)
+        mean, scale, objective = normalise(blocks, self.loss, self.bounds, nonnegative=self.nonnegative)
+        reg = reg_for(*size) * objective.noise(scale) if self.reg == "auto" else self.reg
+        hyper = Hyperparameters(mean, scale, _pair(reg), _pair(self.bias_reg), _pair(self.l1_reg), objective)
         where = self.rank, self.seed, folder, rows_on_disk
         if self.posterior_samples:
             n_users, n_items = (int(np.count_nonzero(blocks.counts(side))) for side in SIDES)
             chains = self.posterior_samples, self.epochs
             rule = LangevinRule(*chains, self.rank, self.seed, blocks.n_ratings, (n_users, n_items))
-            return Training(blocks, hyper._replace(reg=0.0, bias_reg=0.0), rule, *where)
+            return Training(blocks, Hyperparameters(mean, scale), rule, *where)
         if self.step_size == "auto":
             step_rule = StepRule(start_for(*size), self.step_decay, self.epochs)
         else:
@@ -271,7 +294,7 @@ class MatrixFactorization:
         exact: tuple[float | None, float | None] = None, None
         try:
             stopped, cost = trainer.run()
-            exact = trainer.rmse(cost.train), trainer.rmse(cost.holdout)
+            exact = trainer.error(cost.train), trainer.error(cost.holdout)
         finally:
             progress = trainer.progress  # without states to go back to
             trainer.progress = progress = progress._replace(before=progress.state, anchor=progress.state)
@@ -285,6 +308,7 @@ class MatrixFactorization:
                     progress.rollbacks,
                     trainer.best_epoch,
                     trainer.baselines,
+                    training.hyper.objective.details.measure,
                     trainer.ratings_per_second,
                 )
                 model = Model.of_training(training, progress.state, history)
@@ -303,8 +327,7 @@ class MatrixFactorization:
             "seed": (0, 2**63 - 1),
         }
         optional = [name for name in ("target_cost", "max_seconds") if getattr(self, name) is not None]
-        names = [*(["reg"] if self.reg != "auto" else []), "bias_reg", "step_decay", "tol", *optional]
-        real = dict.fromkeys(names, (0.0, math.inf))
+        real = dict.fromkeys(["step_decay", "tol", *optional], (0.0, math.inf))
         for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):
             for name, (low, high) in limits.items():
                 value = getattr(self, name)
@@ -312,11 +335,48 @@ class MatrixFactorization:
                 if not is_number or not low <= value <= high:
                     raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
                 setattr(self, name, number(value))
+        self._check_regs()
+        self._check_loss()
         if self.step_size != "auto":
             is_number = isinstance(self.step_size, numbers.Real) and not isinstance(self.step_size, bool)
             if not is_number or not 0 < self.step_size < math.inf:
                 raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
             self.step_size = float(self.step_size)
+
+    def _check_regs(self) -> None:
+        for name in ("reg", "bias_reg", "l1_reg"):
+            value = getattr(self, name)
+            if name == "reg" and value == "auto":
+                continue
+            is_pair = isinstance(value, tuple | list) and len(value) == 2
+            regs = list(value) if is_pair else [value]
+            if not all(_is_number(reg) and 0 <= reg < math.inf for reg in regs):
+                auto = "'auto', " if name == "reg" else ""
+                raise ValueError(
+                    f"{name} is {value!r}; it can be {auto}a number from 0 on, or two of them, for users and for items"
+                )
+            setattr(self, name, tuple(map(float, regs)) if is_pair else float(value))
+
+    def _check_loss(self) -> None:
+        if self.loss not in LOSSES:
+            similar = difflib.get_close_matches(str(self.loss), LOSSES, n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"loss is {self.loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
+        if self.bounds is not None:
+            is_pair = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
+            if not (is_pair and all(map(_is_number, self.bounds)) and self.bounds[0] < self.bounds[1]):
+                raise ValueError(f"bounds is {self.bounds!r}; it can be two numbers, the lower one first, or None")
+            self.bounds = float(self.bounds[0]), float(self.bounds[1])
+            if not LOSSES[self.loss].may_be_bounded:
+                fitting = ", ".join(repr(name) for name, loss in LOSSES.items() if loss.may_be_bounded)
+                raise ValueError(f"bounds are for the losses {fitting}; loss is {self.loss!r}")
+        if self.posterior_samples:
+            for name, value in {"loss": "squared", "bounds": None, "nonnegative": False, "l1_reg": 0.0}.items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r} with posterior_samples, which are of squared errors and "
+                        f"free factors; leave {name} out, or posterior_samples"
+                    )
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -442,7 +502,7 @@ class MatrixFactorization:
 
     def reconstruct(self, *, clip: bool = True) -> Float32:
         """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""
-        return self.model_.scores(np.arange(len(self.user_factors_)), clip=clip)
+        return self.model_.reconstruct(clip=clip)
 
     def recommend(
         self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None, bound: Bound = "mean"
@@ -506,6 +566,15 @@ def load(path: str | Path) -> MatrixFactorization:
     mf = MatrixFactorization(**settings)
     mf._model = model
     return mf
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pair(value: float | Pair) -> Pair:
+    """Return a number for users and one for items."""
+    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

@@ -51,6 +51,8 @@ class First(NamedTuple):
         Rows without a rating to train on: theirs are zero.
     counts : float32, shape (n_rows,), or None
         Ratings of each row, for a chain of draws.
+    nonnegative : bool
+        Whether the sizes of the draws are taken.
     """
 
     seed: tuple[int, ...]
@@ -58,6 +60,7 @@ class First(NamedTuple):
     std: float
     unrated: npt.NDArray[np.int64]
     counts: npt.NDArray[np.float32] | None = None
+    nonnegative: bool = False
 
 
 class Stacked(NamedTuple):
@@ -113,6 +116,8 @@ def _drawn(first: First, rank: int) -> FactorBlock:
         part[:] = rng.standard_normal(part.shape, dtype=np.float32)
         part *= np.float32(first.std)
     factors[first.unrated] = 0
+    if first.nonnegative:
+        np.abs(factors, out=factors)
     block = FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32))
     if first.counts is not None:
         block = block._replace(mean=FactorBlock(factors.copy(), block.biases.copy()), counts=first.counts)

@@ -142,7 +142,8 @@ def _first_factors(
         seeds = [(training.seed, int(name == "item"), n, *([chain] if chain else [])) for n in range(len(parts))]
         unrated = [np.flatnonzero(part == 0) for part in parts]
         counts = [part.astype(np.float32) if training.chain_rule else None for part in parts]
-        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated, counts))
+        nonnegative = [training.hyper.objective.nonnegative] * len(parts)
+        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated, counts, nonnegative))
 
     return firsts("user", blocks.layout.row_cuts), firsts("item", blocks.layout.col_cuts)
 

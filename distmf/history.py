@@ -14,8 +14,9 @@ class Epoch(NamedTuple):
     ----------
     epoch : int
         From 1.
-    train_rmse, holdout_rmse : float or None
-        Of the errors seen on the way through the epoch, in units of the ratings; None without held-out ratings.
+    train_error, holdout_error : float or None
+        Seen on the way through the epoch: the RMSE in units of the ratings, or what `History.measure` names; None
+        without held-out ratings.
     step_size : float
         η, on ratings of unit standard deviation.
     utilization : float or None
@@ -24,27 +25,27 @@ class Epoch(NamedTuple):
     """
 
     epoch: int
-    train_rmse: float
-    holdout_rmse: float | None
+    train_error: float
+    holdout_error: float | None
     step_size: float
     utilization: float | None = None
 
 
 def best_on_holdout(epochs: Iterable[Epoch]) -> Epoch | None:
     """Return the first of the epochs with the smallest error on the holdout, None without one."""
-    seen = [(epoch.holdout_rmse, epoch.epoch, epoch) for epoch in epochs if epoch.holdout_rmse is not None]
+    seen = [(epoch.holdout_error, epoch.epoch, epoch) for epoch in epochs if epoch.holdout_error is not None]
     return min(seen)[-1] if seen else None
 
 
 class Baselines(NamedTuple):
-    """Errors of simpler models, in units of the ratings; those on the holdout are None without one.
+    """Errors of simpler models, as the history measures them; those on the holdout are None without one.
 
     Attributes
     ----------
     mean_train, mean_holdout : float
-        RMSE where every prediction is the mean of the ratings.
+        Where every prediction is the mean of the ratings.
     bias_train, bias_holdout : float
-        RMSE with biases and without factors.
+        With biases and without factors.
     """
 
     mean_train: float
@@ -65,14 +66,16 @@ class History(Sequence[Epoch]):
         Why it ended: "converged" (the cost changed less than `tol`), "target" (`target_cost` was reached), "early" (the
         holdout got no better for `patience` epochs), "time" (`max_seconds` were over), "epochs" (all were done),
         "interrupted".
-    train_rmse, holdout_rmse : float or None
-        Exact, at the final factors, in units of the ratings.
+    train_error, holdout_error : float or None
+        Exact, at the final factors.
     rollbacks : int
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
     best_epoch : int or None
         The epoch that the model is of, if it is not that of the last: the best on the holdout.
     baselines : Baselines or None
         Errors of simpler models on the same ratings.
+    measure : str
+        What errors are: "RMSE" in units of the ratings, or the mean of another loss.
     ratings_per_second : float or None
         Updates that count per second of wall time in epochs; not kept in a saved model, so that equal models are equal
         files.
@@ -80,12 +83,23 @@ class History(Sequence[Epoch]):
 
     epochs: tuple[Epoch, ...]
     stopped: Stopped
-    train_rmse: float | None = None
-    holdout_rmse: float | None = None
+    train_error: float | None = None
+    holdout_error: float | None = None
     rollbacks: int = 0
     best_epoch: int | None = None
     baselines: Baselines | None = None
+    measure: str = "RMSE"
     ratings_per_second: float | None = None
+
+    @property
+    def train_rmse(self) -> float | None:
+        """The exact error on the ratings trained on, if it is an RMSE."""
+        return self.train_error if self.measure == "RMSE" else None
+
+    @property
+    def holdout_rmse(self) -> float | None:
+        """The exact error on the holdout, if it is an RMSE."""
+        return self.holdout_error if self.measure == "RMSE" else None
 
     @overload
     def __getitem__(self, index: int) -> Epoch: ...
@@ -110,8 +124,8 @@ class History(Sequence[Epoch]):
             "epochs": "all epochs are done",
             "interrupted": "interrupted",
         }
-        errors = {"train": self.train_rmse, "holdout": self.holdout_rmse}
-        found = [f"{name} RMSE {error:.4f}" for name, error in errors.items() if error is not None]
+        errors = {"train": self.train_error, "holdout": self.holdout_error}
+        found = [f"{name} {self.measure} {error:.4f}" for name, error in errors.items() if error is not None]
         best = (
             []
             if self.best_epoch is None
@@ -123,11 +137,12 @@ class History(Sequence[Epoch]):
         """Return what does not depend on the clock, for a JSON file."""
         return {
             "stopped": self.stopped,
-            "train_rmse": self.train_rmse,
-            "holdout_rmse": self.holdout_rmse,
+            "train_error": self.train_error,
+            "holdout_error": self.holdout_error,
             "rollbacks": self.rollbacks,
             "best_epoch": self.best_epoch,
             "baselines": self.baselines and self.baselines._asdict(),
+            "measure": self.measure,
             "epochs": [dict(zip(Epoch._fields[:-1], epoch, strict=False)) for epoch in self.epochs],
         }
 

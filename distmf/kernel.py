@@ -18,7 +18,8 @@ import numpy.typing as npt
 from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
 from distmf.compiled import compiled
 from distmf.encoding import Encoding
-from distmf.vectors import LANES, ask_for_group, step_of_group
+from distmf.losses import Constants, Objective
+from distmf.vectors import LANES, Form, Steps, ask_for_group, step_of_group
 
 MAX_RANK = 512
 GROUP_SIZES = 4, 2, 1  # ratings of a row that are visited at once; their columns differ
@@ -27,6 +28,7 @@ PREFETCHED_BYTES = 6 << 10  # of rows asked for ahead of time: they must stay in
 FLOAT_BYTES = np.uint64(4)
 
 Factors = npt.NDArray[np.float32]
+Pair = tuple[float, float]  # of users, and of items
 
 
 class Ratings(NamedTuple):
@@ -48,6 +50,8 @@ class Ratings(NamedTuple):
         Rows and columns of a tile.
     n_tile_cols : int
         Tiles side by side.
+    weights : float32, shape (n,), or None
+        How much each rating counts; None where all count alike.
     """
 
     counts: npt.NDArray[np.uint32]
@@ -57,6 +61,7 @@ class Ratings(NamedTuple):
     encoding: Encoding
     tile_shape: tuple[int, int]
     n_tile_cols: int
+    weights: npt.NDArray[np.float32] | None = None
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """Return the number of ratings of each tile."""
@@ -136,15 +141,52 @@ class Hyperparameters(NamedTuple):
     Attributes
     ----------
     mean, scale : float
-        Mean and standard deviation of the ratings: the kernel works on (rating - mean) / scale.
-    reg, bias_reg : float
-        λ of the factors and λ_b of the biases, per rating, on ratings of unit standard deviation.
+        Centre and spread of the ratings: the kernel works on (rating - mean) / scale.
+    reg, bias_reg : pair of float
+        λ of the factors and λ_b of the biases, of users and of items; per rating, on ratings of unit spread.
+    l1_reg : pair of float
+        The same for sums of the sizes of factors in place of their squares.
+    objective : Objective
+        The loss, and the form of the predictions.
+    mean_weight : float
+        Of the ratings, which counts as 1.
     """
 
     mean: float
     scale: float
-    reg: float
-    bias_reg: float
+    reg: Pair = (0.0, 0.0)
+    bias_reg: Pair = (0.0, 0.0)
+    l1_reg: Pair = (0.0, 0.0)
+    objective: Objective = Objective()
+    mean_weight: float = 1.0
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """Whether ratings are predicted by a sigmoid of the score."""
+        return self.objective.is_bounded or self.objective.loss == "logistic"
+
+    @property
+    def bounds_of_sigmoid(self) -> Pair | None:
+        """Between what ratings a sigmoid predicts, None if predictions are scores."""
+        if not self.has_sigmoid:
+            return None
+        low, width = self.objective.constants[:2] if self.objective.is_bounded else (-1.0, 2.0)
+        return self.mean + self.scale * low, self.mean + self.scale * (low + width)
+
+    @property
+    def unit_of_scores(self) -> float:
+        """What a score of 1 is for who predicts: so many ratings, or the argument of a sigmoid."""
+        return self.objective.constants.slope if self.has_sigmoid else self.scale
+
+    @property
+    def score_of_mean(self) -> float:
+        """What is added to biases and products by who predicts."""
+        return self.objective.constants.offset if self.has_sigmoid else self.mean
+
+    def steps(self, step_size: float) -> Steps:
+        """Return the step size and its products with every λ."""
+        size = step_size / self.mean_weight
+        return Steps(*(np.float32(size * reg) for reg in (1.0, *self.reg, *self.bias_reg, *self.l1_reg)))
 
 
 # Shares of the step size that the rows and the columns of a block take: float32, shapes (n_rows,) and (n_cols,).
@@ -160,12 +202,15 @@ def train_block(
     seed: int,
     shares: Shares | None = None,
 ) -> float:
-    """Update `rows` and `cols` in place with one SGD step per group and return the sum of squared errors.
+    """Update `rows` and `cols` in place with one SGD step per group and return the sum of the costs.
 
-    For the ratings r_k of a group, with e_k = r_k − μ − b_u − b_k − p_u·q_k and all values from before the group::
+    For the ratings r_k of a group, of weights w_k, with the pulls e_k of `losses`, which for the squared error are
+    (r_k − μ) / σ − b_u − b_k − p_u·q_k, and all values from before the group::
 
-        b_u += s_u η Σ (e_k − λ_b b_u)      p_u += s_u η Σ (e_k q_k − λ p_u)
-        b_k += s_i η (e_k − λ_b b_k)        q_k += s_i η (e_k p_u − λ q_k)
+        b_u += s_u η Σ w_k (e_k − λ_b b_u)      p_u += s_u η Σ w_k (e_k q_k − λ p_u)
+        b_k += s_i η w_k (e_k − λ_b b_k)        q_k += s_i η w_k (e_k p_u − λ q_k)
+
+    With an L1 penalty λ_1, factors then move towards zero by s η w λ_1, and no further [2]_.
 
     Parameters
     ----------
@@ -174,7 +219,7 @@ def train_block(
     rows, cols : FactorBlock
         P and b_u of the users, Q and b_i of the items.
     hyper : Hyperparameters
-        μ, the scale of the ratings, λ and λ_b.
+        μ, σ, every λ, and the loss.
     step_size : float
         η.
     seed : int
@@ -185,18 +230,19 @@ def train_block(
     Returns
     -------
     float
-        Σ e², each error from before its own update, in units of `hyper.scale` squared. Not finite if the
-        factors diverged.
+        Σ w_k ℓ_k, each cost from before its own update; for the squared error Σ w_k e_k², in units of `hyper.scale`
+        squared. Not finite if the factors diverged.
 
     References
     ----------
     .. [1] Y. Koren, R. Bell, C. Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer, 2009.
+    .. [2] J. Langford, L. Li, T. Zhang, "Sparse Online Learning via Truncated Gradient", JMLR, 2009.
     """
     return _pass(ratings, rows, cols, hyper, step_size, seed, shares, training=True)
 
 
 def measure_block(ratings: Ratings, rows: FactorBlock, cols: FactorBlock, hyper: Hyperparameters) -> float:
-    """Return the sum of squared errors of a block, in units of `hyper.scale` squared, without changing anything.
+    """Return the sum of the costs of a block, as `train_block` does, without changing anything.
 
     Parameters are those of `train_block`.
     """
@@ -217,24 +263,31 @@ def _pass(
 ) -> float:
     """Call the compiled pass with arguments that are always of the same types, so that one signature is compiled."""
     encoding = ratings.encoding
-    kind = {"coded": len(encoding.table) > 0, "training": training, "shared": shares is not None}
-    run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, **kind)
+    form = Form(
+        hyper.objective._replace(constants=Constants()),
+        training,
+        shares is not None,
+        ratings.weights is not None,
+        training and any(hyper.l1_reg),
+    )
+    run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, len(encoding.table) > 0, form)
     sides = zip((rows, cols), shares or (rows.biases, cols.biases), strict=True)  # those that are not read may be any
     at = Addresses(*(np.uintp(array.ctypes.data) for side, share in sides for array in (*side[:2], share)))
     assert at.P % CACHE_LINE == at.Q % CACHE_LINE == 0
     table = ((np.array(encoding.table, dtype=np.float64) - hyper.mean) / hyper.scale).astype(np.float32)
     starts = [np.concatenate([[0], np.cumsum(n)]).astype(np.uint64) for n in (ratings.counts.sum(1), ratings.sizes())]
-    arrays = tuple(_read_only(array) for array in (*ratings[:4], table, *starts))
+    weights = np.empty(0, dtype=np.float32) if ratings.weights is None else ratings.weights
+    arrays = tuple(_read_only(array) for array in (*ratings[:4], weights, table, *starts))
     unit = encoding.step or 1.0  # of the values, if they are no codes
     mean, inverse_scale = (hyper.mean - encoding.low) / unit, unit / hyper.scale
     with np.errstate(over="ignore"):  # what overflows makes the cost infinite, and that is seen
         centring = tuple(np.array([mean, inverse_scale]).astype(np.float32))
-        steps = tuple(np.array([step_size, step_size * hyper.reg, step_size * hyper.bias_reg]).astype(np.float32))
+        steps, constants = tuple(hyper.steps(step_size)), tuple(map(np.float32, hyper.objective.constants))
     tiles = Tiles(*ratings.tile_shape, ratings.n_tile_cols)
     centred = np.empty(int(np.diff(starts[1]).max()), dtype=np.float32)
-    squares = np.zeros(GROUP_SIZES[0])
-    run(arrays, tiles, at, centring, steps, centred, squares, np.uint64(seed))
-    return float(squares.sum())
+    costs = np.zeros(GROUP_SIZES[0])
+    run(arrays, tiles, at, centring, (steps, constants), centred, costs, np.uint64(seed))
+    return float(costs.sum())
 
 
 def _aligned(factors: Factors) -> Factors:
@@ -251,18 +304,16 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @functools.lru_cache
-def _compiled(n_floats: int, col_bytes: int, *, coded: bool, training: bool, shared: bool) -> Callable[..., float]:
+def _compiled(n_floats: int, col_bytes: int, coded: bool, form: Form) -> Callable[..., float]:
     """Return the pass for rows of `n_floats` floats; numba compiles it at the first call, under its own lock."""
     # What is measured may be measured one by one, which is less to compile.
-    sizes = GROUP_SIZES if training else (1,) * len(GROUP_SIZES)
-    visit_fours, visit_twos, visit_ones = (
-        _visitor(n_floats, size, col_bytes, training=training, shared=shared) for size in sizes
-    )
+    sizes = GROUP_SIZES if form.is_training else (1,) * len(GROUP_SIZES)
+    visit_fours, visit_twos, visit_ones = (_visitor(n_floats, size, col_bytes, form) for size in sizes)
     row_bytes, column_bytes, one = np.uint64(4 * n_floats), np.uint64(col_bytes), np.uint64(1)
 
-    @compiled(n_floats, col_bytes, coded, training, shared)
-    def run(arrays, tiles, at, centring, steps, centred, squares, seed):
-        counts, rows, cols, values, table, group_starts, starts = arrays
+    @compiled(n_floats, col_bytes, coded, form)
+    def run(arrays, tiles, at, centring, numbers, centred, costs, seed):
+        counts, rows, cols, values, weights, table, group_starts, starts = arrays
         mean, inverse_scale = centring
         n_tile_cols, height, width = np.uint64(tiles.n_cols), np.uint64(tiles.height), np.uint64(tiles.width)
         n_tile_rows = np.uint64(len(counts)) // n_tile_cols
@@ -283,17 +334,19 @@ def _compiled(n_floats: int, col_bytes: int, *, coded: bool, training: bool, sha
                 Q, b_i, s_i = at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES, at.s_i + i * FLOAT_BYTES
                 corner = Addresses(P, b_u, s_u, Q, b_i, s_i)
                 col, value = np.uint64(cols.ctypes.data) + begin * column_bytes, np.uint64(centred.ctypes.data)
+                weight = np.uint64(weights.ctypes.data) + begin * FLOAT_BYTES
                 for kind in range(len(GROUP_SIZES)):
                     n, size = np.uint64(counts[tile, kind]), np.uint64(GROUP_SIZES[kind])
                     if kind == 0:
-                        visit_fours(rows, group, n, size, corner, col, value, steps, squares, draw)
+                        visit_fours(rows, group, n, size, corner, col, value, weight, numbers, costs, draw)
                     elif kind == 1:
-                        visit_twos(rows, group, n, size, corner, col, value, steps, squares, draw)
+                        visit_twos(rows, group, n, size, corner, col, value, weight, numbers, costs, draw)
                     else:
-                        visit_ones(rows, group, n, size, corner, col, value, steps, squares, draw)
+                        visit_ones(rows, group, n, size, corner, col, value, weight, numbers, costs, draw)
                     group += n
                     col += n * size * column_bytes
                     value += n * size * FLOAT_BYTES
+                    weight += n * size * FLOAT_BYTES
                 tile_col = _advance(tile_col, col_stride, n_tile_cols)
             tile_row = _advance(tile_row, row_stride, n_tile_rows)
 
@@ -301,19 +354,18 @@ def _compiled(n_floats: int, col_bytes: int, *, coded: bool, training: bool, sha
 
 
 @functools.lru_cache
-def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool, shared: bool) -> Callable[..., None]:
+def _visitor(n_floats: int, size: int, col_bytes: int, form: Form) -> Callable[..., None]:
     """Return the visits to the groups of one size of a tile; to measure ratings of larger groups, `size` is 1."""
-    step, ask_for = (
-        step_of_group(n_floats, size, col_bytes, training=training, shared=shared),
-        ask_for_group(n_floats, size, col_bytes),
-    )
+    step, ask_for = step_of_group(n_floats, size, col_bytes, form), ask_for_group(n_floats, size, col_bytes)
+    is_training = form.is_training
     ahead = np.uint64(max(1, min(16, PREFETCHED_BYTES // (8 * n_floats)) // size))
     row_bytes, visit_size = np.uint64(4 * n_floats), np.uint64(size)
     column_bytes, value_bytes = np.uint64(size * col_bytes), np.uint64(size) * FLOAT_BYTES
 
-    @compiled(n_floats, size, col_bytes, training, shared)
-    def visit(rows, first, n_groups, group_size, at, cols, values, steps, squares, draw):
-        a_row = np.uint64(1) if training else group_size // visit_size  # visits to each row
+    @compiled(n_floats, size, col_bytes, form)
+    def visit(rows, first, n_groups, group_size, at, cols, values, weights, numbers, costs, draw):
+        steps, constants = numbers
+        a_row = np.uint64(1) if is_training else group_size // visit_size  # visits to each row
         n = n_groups * a_row
         stride, position = _visits(n, draw)
         coming = position
@@ -327,7 +379,9 @@ def _visitor(n_floats: int, size: int, col_bytes: int, *, training: bool, shared
             coming = _advance(coming, stride, n)
             u = np.uint64(rows[first + position // a_row])
             place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * FLOAT_BYTES, at.Q, at.b_i, at.s_i
-            step(*place, cols + position * column_bytes, values + position * value_bytes, steps, squares.ctypes.data)
+            offset = position * value_bytes
+            of_ratings = cols + position * column_bytes, values + offset, weights + offset
+            step(*place, *of_ratings, steps, constants, costs.ctypes.data)
             position = _advance(position, stride, n)
 
     return visit

@@ -32,7 +32,7 @@ from distmf.numbering import IdMap
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
-KIND = Kind("distmf model", 2, "model.json", ("users.parquet", "items.parquet"))
+KIND = Kind("distmf model", 3, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 ROWS_AT_ONCE = 1 << 12  # of factors that are put in order
 SCORES_AT_ONCE = 1 << 24
@@ -79,11 +79,11 @@ class Side:
         positions[order] = np.arange(len(order), dtype=positions.dtype)
         ids, counts = table["id"].take(pa.array(order)).combine_chunks(), table["count"].to_numpy()[order]
         del table, order
-        scale = training.hyper.scale
+        scale = training.hyper.unit_of_scores
         if training.chain_rule is None:
-            return cls(ids, *_gathered(training, name, state, positions, np.float32(math.sqrt(scale))), counts)
+            return cls(ids, *_gathered(training, name, state, positions, math.sqrt(scale)), counts)
         averaging, averaged = of_all_chains(training, state)
-        factors, biases = _gathered(averaging, name, averaged, positions, np.float32(math.sqrt(scale)))
+        factors, biases = _gathered(averaging, name, averaged, positions, math.sqrt(scale))
         drawing, drawn = of_all_chains(training, state, draws=True)
         units = np.full((len(drawn.chains), training.rank + 1), math.sqrt(scale), dtype=np.float32)
         units[:, -1] = scale  # biases
@@ -162,12 +162,13 @@ def _gather(
     biases: Float32,
 ) -> None:
     """Put the rows of factor blocks at their positions from `begin` on, as far as `factors` goes, and all biases."""
-    scale, rank, first = training.hyper.scale, training.rank, 0
+    scale, rank, first = np.float32(training.hyper.unit_of_scores), training.rank, 0
+    units = np.asarray(units, dtype=np.float32)
     for source in sources:
         block = fetch(source, training.folder, rank)
         there = positions[first : first + len(block.biases)].astype(np.int64)
         first += len(there)
-        biases[there] = block.biases * np.float32(scale)
+        biases[there] = block.biases * scale
         rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
         for some in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
             factors[there[some] - begin] = block.factors[some, :rank] * units
@@ -259,6 +260,7 @@ class Model(NamedTuple):
     rating_range: tuple[float, float]
     history: History
     noise_std: float | None = None  # of the ratings, where there are draws from the posterior
+    bounds: tuple[float, float] | None = None  # between which predictions are sigmoids of scores, if they are
 
     @classmethod
     def of_training(cls, training: Training, state: State, history: History) -> Self:
@@ -269,7 +271,10 @@ class Model(NamedTuple):
             _, state = of_all_chains(training, state)
             variance = np.mean([1 / chain.noise_precision for chain in state.chains])
             noise_std = math.sqrt(variance) * training.hyper.scale
-        return cls(users, items, training.hyper.mean, training.blocks.rating_range, history, noise_std)
+        hyper = training.hyper
+        return cls(
+            users, items, hyper.score_of_mean, training.blocks.rating_range, history, noise_std, hyper.bounds_of_sigmoid
+        )
 
     @property
     def is_finite(self) -> bool:
@@ -293,7 +298,7 @@ class Model(NamedTuple):
             predicted[some] = np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
             if stds is not None:
                 stds[some] = np.sqrt(noise_std**2 + self._variance(u, i))
-        return Predictions(self._clipped(predicted, clip=clip), (rows < 0) | (cols < 0), stds)
+        return Predictions(self._rated(predicted, clip=clip), (rows < 0) | (cols < 0), stds)
 
     def _draws(self) -> tuple[Float32, Float32, float]:
         """Return the draws of users and items, and the standard deviation of the noise.
@@ -329,14 +334,21 @@ class Model(NamedTuple):
             variance[n] = np.mean(sum(unseen) + (squares[0] * squares[1])[:, :-1].sum(axis=1))
         return np.asarray(variance)
 
-    def scores(self, rows: npt.NDArray[np.int64], *, clip: bool) -> Float32:
-        """Return the predicted ratings of all items by the users at some positions, -1 for an unseen one."""
+    def reconstruct(self, *, clip: bool) -> Float32:
+        """Return the predicted ratings of all items by all users."""
+        return self._rated(self.scores(np.arange(len(self.users.ids))), clip=clip)
+
+    def scores(self, rows: npt.NDArray[np.int64]) -> Float32:
+        """Return the scores of all items for the users at some positions, -1 for an unseen one.
+
+        They are the predicted ratings, or, within bounds, what a sigmoid makes these of.
+        """
         known = (rows >= 0)[:, None]
         scores = np.where(known, self.users.factors[rows], 0) @ self.items.factors.T
         scores += (
             np.where(known, self.users.biases[rows][:, None], 0) + self.items.biases + np.float32(self.global_bias)
         )
-        return self._clipped(scores, clip=clip)
+        return np.asarray(scores)
 
     def stds(self, rows: npt.NDArray[np.int64]) -> Float32:
         """Return the standard deviations over the draws of the predictions of all items by some users; 0 for unseen."""
@@ -350,8 +362,13 @@ class Model(NamedTuple):
         mean, square = sums / np.float32(users.shape[1])
         return np.asarray(np.sqrt(np.maximum(square - np.square(mean), 0)))
 
-    def _clipped(self, predicted: Float32, *, clip: bool) -> Float32:
-        return np.clip(predicted, *self.rating_range, out=predicted) if clip else predicted
+    def _rated(self, scores: Float32, *, clip: bool) -> Float32:
+        """Return the ratings that scores stand for; they may be changed in place."""
+        if self.bounds is not None:
+            low, high = self.bounds
+            with np.errstate(over="ignore"):  # e^∞ is what it ought to be
+                scores = np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
+        return np.clip(scores, *self.rating_range, out=scores) if clip else scores
 
     def recommend(self, user_ids: Any, n: int, exclude: Blocks | None, bound: Bound = "mean") -> Recommendations:
         """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of."""
@@ -367,14 +384,14 @@ class Model(NamedTuple):
             some = order[begin : begin + users_at_once]
             users = ids.take(pa.array(some))
             rows = self.users.map.numbers(users)
-            all_scores = self.scores(rows, clip=False)  # clipped scores would tie
+            all_scores = self.scores(rows)  # clipped ones would tie
             if BOUNDS[bound]:
                 all_scores += np.float32(BOUNDS[bound]) * self.stds(rows)
             if rated is not None:
                 all_scores[rated.pairs(users)] = -np.inf
             best[some], scores[some] = top(all_scores, n)
         is_left = np.isfinite(scores)
-        scores[is_left] = self._clipped(scores[is_left], clip=True)
+        scores[is_left] = self._rated(scores[is_left], clip=True)
         item_ids = self.items.ids.to_numpy(zero_copy_only=False)
         return Recommendations(item_ids[best][inverse], scores[inverse])
 
@@ -392,6 +409,7 @@ class Model(NamedTuple):
             "rating_range": self.rating_range,
             "history": self.history.to_json(),
             "noise_std": self.noise_std,
+            "bounds": self.bounds,
         }
         folder.write_manifest(KIND, content)
 
@@ -405,7 +423,8 @@ class Model(NamedTuple):
             for name, checksum in manifest["checksums"].items()
         )
         bias, rating_range = manifest["global_bias"], tuple(manifest["rating_range"])
-        return cls(users, items, bias, rating_range, history, manifest["noise_std"]), settings
+        bounds = manifest["bounds"] and tuple(manifest["bounds"])
+        return cls(users, items, bias, rating_range, history, manifest["noise_std"], bounds), settings
 
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:

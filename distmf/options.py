@@ -86,6 +86,24 @@ class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4
         return int(rows), int(cols)
 
 
+class OneOrTwo(Number):
+    """A number in a range, or two with a comma between: for users and for items; or, where it says so, auto."""
+
+    def __init__(self, low: float, *, auto: bool = False) -> None:
+        super().__init__(low)
+        self.auto = auto
+        self.name = "FLOAT[,FLOAT]" + ("|auto" if auto else "")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, a pair, or "auto"."""
+        if self.auto and value == "auto":
+            return value
+        parts = [super(OneOrTwo, self).convert(part, param, ctx) for part in str(value).split(",")]
+        if len(parts) > 2:
+            self.fail(f"{value!r} are more than two numbers; one is for users, the other for items", param, ctx)
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+
 class NumberOrAuto(Number):
     """A number in a range, or auto."""
 

@@ -35,7 +35,7 @@ SECONDS = 0.5  # of passes over it
 SHIFT = 50  # line number k by activity weighs (k + 50) to the power of …
 USER_POWER, ITEM_POWER = -0.75, -1.0
 N_CODES = 10
-HYPER = Hyperparameters(N_CODES / 2, N_CODES / 4, 0.05, 0.02)
+HYPER = Hyperparameters(N_CODES / 2, N_CODES / 4, (0.05, 0.05), (0.02, 0.02))
 FILE_BYTES = 64 << 20
 READ_BYTES = 4 << 20
 SCHEDULER_SHAPE, SCHEDULER_EPOCHS = Shape(16, 16), 4
@@ -247,7 +247,7 @@ def hollow_generation(
     layout = Layout(tuple(range(shape.rows + 1)), tuple(range(shape.cols + 1)), (256, 256), Encoding())
     entries = {BlockKey(0, 0): BlockEntry(0, 0, 0, 1, 0, Moments(1, 0.0, 0.0))}
     blocks = Blocks(Folder.at("memory://nothing"), layout, entries, (0.0, 0.0), {}, {})
-    training = Training(blocks, Hyperparameters(0.0, 1.0, 0.0, 0.0), StepRule(1.0, 1.0), 1, 0)
+    training = Training(blocks, Hyperparameters(0.0, 1.0), StepRule(1.0, 1.0), 1, 0)
     rows, cols = (tuple(First((0,), 1, 0.0, np.empty(0, dtype=np.int64)) for _ in range(n)) for n in shape)
     state = State(0, rows, cols, training.rule.first(), None)
     read_ahead = ReadAhead(owners, 1)  # of nothing: the tasks that would do it are replaced

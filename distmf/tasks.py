@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     Attributes
     ----------
     train, holdout : float
-        Squared errors, summed or as a mean, in units of the ratings' scale squared.
+        Costs, summed or as a mean: squared errors in units of the ratings' scale squared, or those of another loss.
     spread : float64, shape (2, 2, rank + 1), or None
         `langevin.spread_of` the users and the items, where the posterior is drawn from.
     """
@@ -51,7 +51,7 @@ class Column(NamedTuple):
     side : FactorBlock
         Q_j and b_i.
     cost, seconds : Cost, float
-        Of this epoch so far: squared errors, and time in kernels.
+        Of this epoch so far: costs, and time in kernels.
     is_own : bool
         Whether the task that gets it is the only one that ever will, and may change it.
     """

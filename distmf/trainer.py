@@ -126,6 +126,7 @@ class Trainer:
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
     baselines: Baselines | None = field(init=False, default=None)
+    _cost_of_mean: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         first = first_state(self.training)
@@ -161,7 +162,9 @@ class Trainer:
         while True:
             event = event or self._train()
             cost = self._measure(*self._result())
-            if _has_diverged(cost, self.progress.costs):  # in the last epoch, whose cost was seen before its updates
+            if self._has_diverged(
+                cost, self.progress.costs
+            ):  # in the last epoch, whose cost was seen before its updates
                 self._undo_epoch()
                 self._roll_back()
             elif event != "target" or self._is_on_target(cost):
@@ -171,14 +174,16 @@ class Trainer:
     def _baselines(self) -> Baselines | None:
         """Return the errors with the mean only, and of a short training of biases without factors."""
         training = self.training._replace(rank=1, rule=StepRule(BIAS_STEP, epochs=BIAS_EPOCHS))
-        training = training._replace(hyper=training.hyper._replace(reg=0.0, bias_reg=BIAS_REG))
+        hyper = training.hyper._replace(reg=(0.0, 0.0), bias_reg=(BIAS_REG, BIAS_REG), l1_reg=(0.0, 0.0))
+        training = training._replace(hyper=hyper)
         first = first_state(training, std=0.0)
         state = self._later_state(training, first, BIAS_EPOCHS)
         mean, biases = (self._measure(training, at) for at in (first, state))
         costs = mean.train, mean.holdout, biases.train, biases.holdout
-        mean_train, mean_holdout, bias_train, bias_holdout = map(self.rmse, costs)
+        mean_train, mean_holdout, bias_train, bias_holdout = map(self.error, costs)
         if mean_train is None or bias_train is None:  # not finite; training will say why
             return None
+        self._cost_of_mean = max(1.0, mean.train)
         return Baselines(mean_train, mean_holdout, bias_train, bias_holdout)
 
     def _later_state(self, training: Training, state: State, n_epochs: int) -> State:
@@ -202,9 +207,10 @@ class Trainer:
         self.best_epoch, self.progress = best, self.progress._replace(state=state)
         return self._measure(self.training, state)
 
-    def rmse(self, cost: float) -> float | None:
-        """Return the root of a cost in units of the ratings; None for the cost of no ratings."""
-        return None if math.isnan(cost) else math.sqrt(cost) * self.training.hyper.scale
+    def error(self, cost: float) -> float | None:
+        """Return a cost as it is reported; None for the cost of no ratings."""
+        hyper = self.training.hyper
+        return None if math.isnan(cost) else hyper.objective.error(cost, hyper.scale)
 
     def _train(self) -> Stopped:
         """Run generations until a stop rule holds by the costs seen on the way."""
@@ -307,15 +313,15 @@ class Trainer:
         """
         after, rule = [*costs, cost.train], self.training.chain_rule
         if rule:  # every chain begins high, and its cost goes up and down
-            diverged = _has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
+            diverged = self._has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
             return Reached(len(costs) if diverged else len(after), diverged=diverged)
-        if _has_diverged(cost, costs):
+        if self._has_diverged(cost, costs):
             return Reached(len(costs), diverged=True)
         rules = self.rules
         events: dict[Stopped, bool] = {
             "target": self._is_on_target(cost),
             "converged": rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], rules.tol),
-            "early": rules.patience > 0 and _is_over(rules.patience, [*holdouts, self.rmse(cost.holdout)]),
+            "early": rules.patience > 0 and _is_over(rules.patience, [*holdouts, self.error(cost.holdout)]),
             "time": rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds,
         }
         return Reached(len(after), next((event for event, holds in events.items() if holds), None))
@@ -325,6 +331,10 @@ class Trainer:
         if self.checkpoint:
             self.checkpoint.commit(progress, in_use)
         self.progress = progress
+
+    def _has_diverged(self, cost: Cost, before: Sequence[float]) -> bool:
+        """Return whether a cost is not finite, or far above the lowest of those before, or that of the mean alone."""
+        return not cost.train <= DIVERGED * max(min(before, default=self._cost_of_mean), NEGLIGIBLE)
 
     def _undo_epoch(self) -> None:
         """Go back by one epoch: to a state before, and on to the last epoch but one."""
@@ -362,20 +372,22 @@ class Trainer:
         logger.info("cost grew: back to the end of epoch %d, step size %.3g", n_epochs, step_size)
 
     def _is_on_target(self, cost: Cost) -> bool:
-        target = self.rules.target_cost
-        return target is not None and cost.train * self.training.hyper.scale**2 < target
+        target, hyper = self.rules.target_cost, self.training.hyper
+        return target is not None and cost.train * hyper.objective.unit(hyper.scale) < target
 
     def log(self, epoch: Epoch, seconds: float) -> None:
         """Log an epoch that ended `seconds` after its graph began; epochs overlap: rates are those since the first."""
         seconds += self.seconds
         n_epochs = max(1, epoch.epoch - self._first_epoch)  # fewer than at first after a roll-back
-        holdout = "" if epoch.holdout_rmse is None else f"  holdout RMSE {epoch.holdout_rmse:.4f}"
+        measure = self.training.hyper.objective.details.measure
+        holdout = "" if epoch.holdout_error is None else f"  holdout {measure} {epoch.holdout_error:.4f}"
         logger.info(
-            "epoch %*d/%d  train RMSE %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
+            "epoch %*d/%d  train %s %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
             len(str(self.rules.epochs)),
             epoch.epoch,
             self.rules.epochs,
-            epoch.train_rmse,
+            measure,
+            epoch.train_error,
             holdout,
             epoch.step_size,
             n_epochs * self.training.blocks.n_ratings / seconds / 1e6,
@@ -435,7 +447,7 @@ class _Watch:
         """Judge the next epoch and add it to the history if it counts."""
         n, trainer = self.reached.epoch, self.trainer
         cost, kernel_seconds = self.values[self.generation.epochs[n]]
-        holdouts = [epoch.holdout_rmse for epoch in self.epochs]
+        holdouts = [epoch.holdout_error for epoch in self.epochs]
         self.reached = trainer.judge(self.costs, holdouts, cost, time.perf_counter() - self.start)
         if self.reached.diverged:
             return
@@ -444,10 +456,10 @@ class _Watch:
         now = time.perf_counter()
         utilization = min(1.0, kernel_seconds / ((now - self.passed) * self.n_slots))
         self.passed = now
-        train_rmse = trainer.rmse(cost.train)
-        assert train_rmse is not None
+        train_error = trainer.error(cost.train)
+        assert train_error is not None
         self.epochs.append(
-            Epoch(n + 1, train_rmse, trainer.rmse(cost.holdout), trainer.training.step_size(step), utilization)
+            Epoch(n + 1, train_error, trainer.error(cost.holdout), trainer.training.step_size(step), utilization)
         )
         self.costs.append(cost.train)
         if self.say:
@@ -466,11 +478,6 @@ class _Watch:
         anchors = [past for past in (state, now.state, now.anchor) if past.epoch <= progress.best_epoch]
         progress = progress._replace(anchor=max(anchors, key=lambda past: past.epoch, default=now.anchor))
         self.trainer.accept(progress, self.begin.state)
-
-
-def _has_diverged(cost: Cost, before: Sequence[float]) -> bool:
-    """Return whether a cost is not finite, or far above the lowest of those before."""
-    return not cost.train <= DIVERGED * max(min(before, default=1.0), NEGLIGIBLE)
 
 
 def _is_over(patience: int, holdouts: list[float | None]) -> bool:

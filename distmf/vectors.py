@@ -5,8 +5,9 @@ that assume NaN away: they would hide divergence.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -14,10 +15,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from distmf.buffers import CACHE_LINE
+from distmf.lanes import FLOAT32, INT32, Functions, Lanes
+from distmf.losses import Constants, Objective
 
 LANES = 16  # floats in a cache line; rows are padded to a multiple of it and start on a line
 UNROLLED = 8  # cache lines of a row that code is written for, at most: the compiler's time grows with them
-FLOAT32, FLOAT64, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+FLOAT64, INT64 = ir.DoubleType(), ir.IntType(64)
+LINE = ir.VectorType(FLOAT32, LANES)
 
 
 class Code:
@@ -139,81 +143,162 @@ def ask_for_group(n_floats: int, size: int, col_bytes: int) -> Any:
     return ask_for
 
 
-def step_of_group(n_floats: int, size: int, col_bytes: int, *, training: bool, shared: bool) -> Any:
-    """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the squared errors.
+class Form(NamedTuple):
+    """What a step is compiled for besides sizes: all that costs time where it is not needed.
 
-    Every row and column takes a share of the step size of its own if it is `shared`, else all of it.
+    Attributes
+    ----------
+    objective : Objective
+        With the constants that all have: those of a training are arguments.
+    is_training : bool
+        Whether factors are updated, or costs only added up.
+    is_shared : bool
+        Whether every row and column takes a share of the step size of its own, else all of it.
+    is_weighted : bool
+        Whether ratings have weights, else all count alike.
+    is_sparse : bool
+        Whether factors have an L1 penalty, by which the smallest become zero.
     """
-    vector, n_lines = ir.VectorType(FLOAT32, LANES), n_floats // LANES
+
+    objective: Objective
+    is_training: bool = False
+    is_shared: bool = False
+    is_weighted: bool = False
+    is_sparse: bool = False
+
+
+class Steps(NamedTuple):
+    """The step size η, and its products with λ of each kind, for users and for items; of a group, a vector of each."""
+
+    size: Any
+    user_decay: Any
+    item_decay: Any
+    user_bias_decay: Any
+    item_bias_decay: Any
+    user_threshold: Any
+    item_threshold: Any
+
+
+class _Group:
+    """Writes the code of one group: of one row, at `p` and `b_u`, and of the columns whose numbers lie at `cols`."""
+
+    def __init__(self, builder: Any, n_floats: int, size: int, col_bytes: int, form: Form, places: Sequence[Any]):
+        p, b_u, s_u, Q, b_i, s_i, cols = places
+        self.builder, self.code = builder, Code(builder)
+        self.n_lines, self.size, self.form = n_floats // LANES, size, form
+        self.p, self.b_u, self.s_u = p, b_u, s_u
+        numbers = self.code.numbers(cols, size, col_bytes)
+        self.rows_of_Q = [self.code.indexed(Q, i, 4 * n_floats) for i in numbers]
+        self.col_biases, self.col_shares = ([self.code.indexed(start, i, 4) for i in numbers] for start in (b_i, s_i))
+
+    def everywhere(self, value: Any, width: int) -> Lanes:
+        """Return a single value in so many lanes."""
+        return Lanes(self.builder, self.code.splat(self.code.gather([value]), 0, width))
+
+    def each(self, values: Sequence[Any]) -> list[Lanes]:
+        """Return each of some single values in all lanes of a cache line."""
+        return [self.everywhere(value, LANES) for value in values]
+
+    def loaded(self, places: Sequence[Any]) -> Lanes:
+        """Return the single values that lie at some addresses."""
+        return Lanes(self.builder, self.code.gather([self.code.load(place, FLOAT32) for place in places]))
+
+    def line(self, address: Any, offset: Any) -> Lanes:
+        """Return a cache line of a row."""
+        return Lanes(self.builder, self.code.load(self.builder.add(address, offset), LINE, CACHE_LINE))
+
+    def scores(self) -> Lanes:
+        """Return b_u + b_i + p_u · q_i of all ratings."""
+        zero = ir.Constant(LINE, [0.0] * LANES)
+        dots = [cgutils.alloca_once_value(self.builder, zero) for _ in self.rows_of_Q]
+        with self.code.each_line(self.n_lines) as offsets:
+            for offset in offsets:
+                a = self.line(self.p, offset)
+                for q, dot in zip(self.rows_of_Q, dots, strict=True):
+                    b = self.line(q, offset)
+                    self.builder.store(self.code.fma(a.value, b.value, self.builder.load(dot)), dot)
+        products = Lanes(self.builder, self.code.sums([self.builder.load(dot) for dot in dots]))
+        return self.loaded(self.col_biases) + self.everywhere(self.code.load(self.b_u, FLOAT32), self.size) + products
+
+    def update(self, pull: Lanes, steps: Sequence[Any], weight: Lanes | None) -> None:
+        """Take one step along the pulls on the scores."""
+        row = col = Steps(*(self.everywhere(step, self.size) for step in steps))
+        if weight is not None:
+            row = col = Steps(*(step * weight for step in row))
+        if self.form.is_shared:
+            row_share = self.everywhere(self.code.load(self.s_u, FLOAT32), self.size)
+            col_share = self.loaded(self.col_shares)
+            row, col = Steps(*(step * row_share for step in row)), Steps(*(step * col_share for step in col))
+
+        def of_all(steps: Lanes) -> Any:  # which the row takes one of for each rating
+            if weight is None:
+                return self.code.lanes((steps * self.size).value)[0]
+            return functools.reduce(self.builder.fadd, self.code.lanes(steps.value))
+
+        row_decays = [of_all(step) for step in (row.user_decay, row.user_bias_decay, row.user_threshold)]
+        self._update_biases(pull * row.size, pull * col.size, row_decays[1], col.item_bias_decay)
+        of_ratings = pull * row.size, pull * col.size, col.item_decay, col.item_threshold
+        of_each = [self.each(self.code.lanes(lanes.value)) for lanes in of_ratings]
+        self._update_factors(self.each(row_decays[::2]), *of_each)
+
+    def _update_biases(self, row_gain: Lanes, col_gain: Lanes, row_decay: Any, col_decay: Lanes) -> None:
+        new_biases = self.code.fma(self.loaded(self.col_biases).value, (1 - col_decay).value, col_gain.value)
+        for bias, place in zip(self.code.lanes(new_biases), self.col_biases, strict=True):
+            self.code.store(bias, place)
+        kept = self.loaded([self.b_u]) * (1 - self.everywhere(row_decay, 1))
+        gains = self.code.lanes(row_gain.value)
+        self.code.store(functools.reduce(self.builder.fadd, gains, self.code.lanes(kept.value)[0]), self.b_u)
+
+    def _update_factors(
+        self,
+        of_row: list[Lanes],
+        row_gains: list[Lanes],
+        col_gains: list[Lanes],
+        col_decays: list[Lanes],
+        col_thresholds: list[Lanes],
+    ) -> None:
+        row_decay, row_threshold = of_row
+        kept_of_row, kept_of_cols = 1 - row_decay, [1 - decay for decay in col_decays]
+        with self.code.each_line(self.n_lines) as offsets:
+            for offset in offsets:
+                a = self.line(self.p, offset)  # all updates are from before the group
+                new_a = a * kept_of_row
+                of_each = zip(self.rows_of_Q, row_gains, col_gains, kept_of_cols, col_thresholds, strict=True)
+                for q, row_gain, col_gain, kept, threshold in of_each:
+                    b = self.line(q, offset)
+                    new_a = Lanes(self.builder, self.code.fma(b.value, row_gain.value, new_a.value))
+                    new_b = Lanes(self.builder, self.code.fma(a.value, col_gain.value, (b * kept).value))
+                    self._put(new_b, threshold, q, offset)
+                self._put(new_a, row_threshold, self.p, offset)
+
+    def _put(self, factors: Lanes, threshold: Lanes, address: Any, offset: Any) -> None:
+        if self.form.is_sparse:
+            factors = factors - Functions.minimum(Functions.maximum(factors, -threshold), threshold)
+        if self.form.objective.nonnegative:
+            factors = Functions.maximum(factors, 0)
+        self.code.store(factors.value, self.builder.add(address, offset), CACHE_LINE)
+
+
+def step_of_group(n_floats: int, size: int, col_bytes: int, form: Form) -> Any:
+    """Return the intrinsic of one group: it updates what lies at the addresses, and adds up the costs."""
     singles, doubles = ir.VectorType(FLOAT32, size), ir.VectorType(FLOAT64, size)
 
     @intrinsic
-    def step(typing_context, p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares):
+    def step(typing_context, p, b_u, s_u, Q, b_i, s_i, cols, values, weights, steps, constants, costs):
         def codegen(context, builder, signature, arguments):
-            p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares = arguments
-            step_size, decay, bias_decay = cgutils.unpack_tuple(builder, steps)
-            code = Code(builder)
+            *places, values, weights, steps, constants, costs = arguments
+            group = _Group(builder, n_floats, size, col_bytes, form, places)
+            value = Lanes(builder, group.code.load(values, singles))
+            at = Constants(*(group.everywhere(number, size) for number in cgutils.unpack_tuple(builder, constants)))
+            cost, pull = form.objective.costs(Functions, value, group.scores(), at)
+            weight = Lanes(builder, group.code.load(weights, singles)) if form.is_weighted else None
+            if weight is not None:
+                cost = cost * weight
+            total = builder.fadd(builder.fpext(cost.value, doubles), group.code.load(costs, doubles, 8))
+            group.code.store(total, costs, 8)
+            if form.is_training:
+                group.update(pull, cgutils.unpack_tuple(builder, steps), weight)
 
-            def everywhere(value, width):
-                return code.splat(code.gather([value]), 0, width)
-
-            def kept(decays, n):  # of values, after n ratings
-                one, times = (everywhere(ir.Constant(FLOAT32, float(k)), decays.type.count) for k in (1, n))
-                return builder.fsub(one, builder.fmul(times, decays))
-
-            numbers = code.numbers(cols, size, col_bytes)
-            rows_of_Q = [code.indexed(Q, i, 4 * n_floats) for i in numbers]
-            col_places = [code.indexed(b_i, i, 4) for i in numbers]
-            dots = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for _ in numbers]
-            with code.each_line(n_lines) as offsets:
-                for offset in offsets:
-                    a = code.load(builder.add(p, offset), vector, CACHE_LINE)
-                    for q, dot in zip(rows_of_Q, dots, strict=True):
-                        b = code.load(builder.add(q, offset), vector, CACHE_LINE)
-                        builder.store(code.fma(a, b, builder.load(dot)), dot)
-            row_bias = code.load(b_u, FLOAT32)
-            col_biases = code.gather([code.load(place, FLOAT32) for place in col_places])
-            error = builder.fsub(code.load(values, singles), col_biases)
-            error = builder.fsub(
-                builder.fsub(error, everywhere(row_bias, size)), code.sums([builder.load(dot) for dot in dots])
-            )
-            wide = builder.fpext(error, doubles)
-            code.store(code.fma(wide, wide, code.load(squares, doubles, 8)), squares, 8)
-            if not training:
-                return
-            row_gain = col_gain = builder.fmul(error, everywhere(step_size, size))
-            row_decays = col_decays = everywhere(decay, size)
-            row_bias_decays = col_bias_decays = everywhere(bias_decay, size)
-            if shared:
-                row_shares = everywhere(code.load(s_u, FLOAT32), size)
-                col_shares = code.gather([code.load(code.indexed(s_i, i, 4), FLOAT32) for i in numbers])
-                row_gain, row_decays, row_bias_decays = (
-                    builder.fmul(part, row_shares) for part in (row_gain, row_decays, row_bias_decays)
-                )
-                col_gain, col_decays, col_bias_decays = (
-                    builder.fmul(part, col_shares) for part in (col_gain, col_decays, col_bias_decays)
-                )
-            new_biases = code.fma(col_biases, kept(col_bias_decays, 1), col_gain)
-            for bias, place in zip(code.lanes(new_biases), col_places, strict=True):
-                code.store(bias, place)
-            new_bias = builder.fmul(row_bias, code.lanes(kept(row_bias_decays, size))[0])
-            for k in code.lanes(row_gain):
-                new_bias = builder.fadd(new_bias, k)
-            code.store(new_bias, b_u)
-            row_gains, col_gains = ([code.splat(some, k, LANES) for k in range(size)] for some in (row_gain, col_gain))
-            of_row = code.splat(kept(row_decays, size), 0, LANES)
-            of_cols = [code.splat(kept(col_decays, 1), k, LANES) for k in range(size)]
-            with code.each_line(n_lines) as offsets:
-                for offset in offsets:
-                    a = code.load(builder.add(p, offset), vector, CACHE_LINE)
-                    new_a = builder.fmul(a, of_row)
-                    for q, row_k, col_k, of_col in zip(rows_of_Q, row_gains, col_gains, of_cols, strict=True):
-                        place = builder.add(q, offset)
-                        b = code.load(place, vector, CACHE_LINE)
-                        new_a = code.fma(b, row_k, new_a)
-                        code.store(code.fma(a, col_k, builder.fmul(b, of_col)), place, CACHE_LINE)
-                    code.store(new_a, builder.add(p, offset), CACHE_LINE)
-
-        return types.void(p, b_u, s_u, Q, b_i, s_i, cols, values, steps, squares), codegen
+        return types.void(p, b_u, s_u, Q, b_i, s_i, cols, values, weights, steps, constants, costs), codegen
 
     return step

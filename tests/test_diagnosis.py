@@ -53,7 +53,7 @@ def test_diagnose__says_since_when_it_overfits(tmp_path: Path) -> None:
         mf = MatrixFactorization(16, **options, patience=patience).fit(blocks)
         found = mf.diagnose()
         assert found.codes[0] == "overfitting"
-        best = 1 + int(np.argmin([epoch.holdout_rmse for epoch in mf.history_]))
+        best = 1 + int(np.argmin([epoch.holdout_error for epoch in mf.history_]))
         assert f"since epoch {best}:" in str(found)
         assert "Raise reg" in str(found)
     tamed = MatrixFactorization(16, reg=0.2, epochs=40, patience=0).fit(blocks)

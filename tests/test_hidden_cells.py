@@ -56,7 +56,7 @@ def step(rating: float, *, reg: float = 0.0, bias_reg: float = 0.0, step_size: f
     P[:], Q[:] = rng.normal(0, 0.5, P.shape), rng.normal(0, 0.5, Q.shape)
     b_u, b_i = rng.normal(0, 1, 3).astype(np.float32), rng.normal(0, 1, 4).astype(np.float32)
     before = [array.astype(np.float64) for array in (P, Q, b_u, b_i)]
-    hyper = Hyperparameters(0.0, 1.0, reg, bias_reg)
+    hyper = Hyperparameters(0.0, 1.0, (reg, reg), (bias_reg, bias_reg))
     cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), hyper, step_size, 0)
     error = rating - before[2][1] - before[3][2] - before[0][1] @ before[1][2]
     return {"before": before, "after": [P, Q, b_u, b_i], "cost": cost, "error": error}
@@ -97,7 +97,7 @@ def test_defect__a_cost_that_counts_unset_cells(unset: float) -> None:
 
     expected = MatrixFactorization(2, epochs=20).fit(hide(5, 0))
     found = MatrixFactorization(2, epochs=20).fit(hide(5, 0, unset), is_set=is_set)
-    assert [epoch.train_rmse for epoch in found.history_] == [epoch.train_rmse for epoch in expected.history_]
+    assert [epoch.train_error for epoch in found.history_] == [epoch.train_error for epoch in expected.history_]
     np.testing.assert_array_equal(found.reconstruct(), expected.reconstruct())
 
 
@@ -107,8 +107,8 @@ def test_defect__a_sum_where_a_mean_belongs() -> None:
     once = MatrixFactorization(**options).fit(MATRIX).history_
     twice = MatrixFactorization(**options).fit(np.hstack([MATRIX, MATRIX])).history_
     # The first factors, of size 0.1, are others; without them both are the standard deviation.
-    assert once[0].train_rmse == pytest.approx(MATRIX.std(), rel=0.02)
-    assert twice[0].train_rmse == pytest.approx(MATRIX.std(), rel=0.02)
+    assert once[0].train_error == pytest.approx(MATRIX.std(), rel=0.02)
+    assert twice[0].train_error == pytest.approx(MATRIX.std(), rel=0.02)
 
 
 def test_defect__no_stop_rule_on_the_change_of_the_cost() -> None:

@@ -11,11 +11,13 @@ from distmf import kernel
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.kernel import GROUP_SIZES, FactorBlock, Hyperparameters, Ratings, padded_rank
+from distmf.losses import LOSSES, Constants, LossName, Objective
 from distmf.records import group
+from distmf.vectors import Form
 from tests import reference
 
 RANKS = [1, 2, 3, 7, 10, 15, 16, 17, 31, 32, 33, 50, 64, 100, 128, 200, 256, 400, 500, 511, 512]
-HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=0.05, bias_reg=0.02)
+HYPER = Hyperparameters(mean=3.2, scale=1.3, reg=(0.05, 0.07), bias_reg=(0.02, 0.01))
 
 
 def make_ratings(n: int, *, coded: bool, seed: int = 0, n_tile_rows: int = 2, n_tile_cols: int = 3) -> Ratings:
@@ -81,12 +83,15 @@ def test_train_block__agrees_with_the_reference(rank: int, shared: bool) -> None
     shares = (rng.random(len(P), dtype=np.float32), rng.random(len(Q), dtype=np.float32)) if shared else None
     cost = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), HYPER, 0.04, 7, shares)
     all_of_them = triples(ratings)
-    groups = [[all_of_them[position] for position in group] for group in visits(ratings, 7)]
+    groups = [[(*all_of_them[position], 1.0) for position in group] for group in visits(ratings, 7)]
     expected_cost = reference.sgd(
         groups,
         expected,
+        mean=HYPER.mean,
+        scale=HYPER.scale,
         step_size=0.04,
-        **HYPER._asdict(),
+        reg=HYPER.reg,
+        bias_reg=HYPER.bias_reg,
         **dict(zip(("row_shares", "col_shares"), shares or (), strict=False)),
     )
     assert cost == pytest.approx(expected_cost, rel=1e-5)
@@ -95,6 +100,70 @@ def test_train_block__agrees_with_the_reference(rank: int, shared: bool) -> None
         np.testing.assert_allclose(found, array, rtol=1e-5, atol=5e-6)
     assert not P[:, rank:].any()
     assert not Q[:, rank:].any()
+
+
+# Of ratings that are whole numbers from 0 to 4, or, for the binary losses, -1 and 1.
+AT = Constants(low=-2.0, width=5.0, offset=0.4, slope=1.5)
+COSTS: dict[LossName, tuple[reference.Cost, bool]] = {
+    "squared": (reference.square, True),
+    "absolute": (lambda value, score: abs(value - score), False),
+    "huber": (reference.huber, True),
+    "poisson": (reference.deviance(1.6), True),
+    "logistic": (reference.log_loss(0.4, 1.5), False),
+    "hinge": (reference.hinge, False),
+    "squared_hinge": (lambda value, score: reference.hinge(value, score) ** 2, True),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_bounded", "is_weighted", "l1_reg", "nonnegative"),
+    [
+        *((name, False, True, 0.3, True) for name in LOSSES),
+        *((name, True, False, 0.0, False) for name in ("squared", "absolute", "huber")),
+        ("poisson", False, False, 0.0, False),
+        ("logistic", False, False, 0.3, False),
+    ],
+)
+def test_train_block__agrees_with_the_reference_for_every_loss(
+    name: LossName, is_bounded: bool, is_weighted: bool, l1_reg: float, nonnegative: bool
+) -> None:
+    rng, ratings, rank = np.random.default_rng(1), make_ratings(400, coded=False), 10
+    if LOSSES[name].is_binary:
+        mean, scale, values = 0.0, 1.0, rng.choice([-1.0, 1.0], 400)
+    else:
+        mean, scale, values = 2.0, 1.25, rng.integers(5, size=400).astype(np.float64)
+    ratings = ratings._replace(values=values.astype(np.float32))
+    if is_weighted:
+        ratings = ratings._replace(weights=rng.gamma(2, 1, 400).astype(np.float32))
+    at = AT._replace(offset=1.6) if name == "poisson" else AT
+    regs = {"reg": (0.05, 0.07), "bias_reg": (0.02, 0.01), "l1_reg": (l1_reg, l1_reg / 2)}
+    objective = Objective(name, is_bounded, nonnegative, at)
+    hyper = Hyperparameters(mean, scale, **regs, objective=objective, mean_weight=2.0 if is_weighted else 1.0)
+    P, Q, b_u, b_i = make_factors(rank)
+    if nonnegative:
+        P, Q = (np.abs(factors, out=factors) for factors in (P, Q))
+    expected = reference.Parameters(*(array.astype(np.float64) for array in (P[:, :rank], Q[:, :rank], b_u, b_i)))
+    shares = rng.random(len(P), dtype=np.float32), rng.random(len(Q), dtype=np.float32)
+    before = kernel.measure_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), hyper)
+    found = kernel.train_block(ratings, FactorBlock(P, b_u), FactorBlock(Q, b_i), hyper, 0.04, 7, shares)
+
+    weights = np.ones(400) if ratings.weights is None else ratings.weights / 2.0
+    cost, is_square = COSTS[name]
+    cost = reference.bounded(cost, *at) if is_bounded else cost
+    scores = [reference.score(expected, u, i) for u, i, _ in triples(ratings)]
+    costs = [cost((rating - mean) / scale, score) for (*_, rating), score in zip(triples(ratings), scores, strict=True)]
+    assert before == pytest.approx(weights @ costs, rel=1e-5)
+    all_of_them = [(*triple, weight) for triple, weight in zip(triples(ratings), weights.tolist(), strict=True)]
+    groups = [[all_of_them[position] for position in group] for group in visits(ratings, 7)]
+    options = {"mean": mean, "scale": scale, "step_size": 0.04, "nonnegative": nonnegative, **regs}
+    options |= {"row_shares": shares[0], "col_shares": shares[1], "cost": cost, "is_square": is_square}
+    assert found == pytest.approx(reference.sgd(groups, expected, **options), rel=1e-4)
+    for array, other in zip((P[:, :rank], Q[:, :rank], b_u, b_i), expected, strict=True):
+        # the derivatives of the reference are differences
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
+    if l1_reg:
+        assert (P[:, :rank] == 0).mean() > 0.05
+    assert not P[:, rank:].any()
 
 
 @pytest.mark.parametrize("coded", [True, False])
@@ -164,5 +233,5 @@ def test_train_block__compiles_one_signature() -> None:
                 array.setflags(write=False)
             kernel.measure_block(ratings, *blocks(arrays), HYPER)
         for training in (True, False):
-            compiled = kernel._compiled(16, 1, coded=coded, training=training, shared=False)
+            compiled = kernel._compiled(16, 1, coded, Form(Objective(), is_training=training))
             assert len(compiled.signatures) == 1  # type: ignore[attr-defined]

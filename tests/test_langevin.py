@@ -41,7 +41,7 @@ def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
     # As the second epoch of a chain of two, after burn-in; as much energy on either side needs no balance.
     state = ChainState(1, 1.0, NOISE_PRECISION, [[1.0, PRECISION]] * 2, [[1.0]] * 2)
     assert rows.counts is not None
-    hyper, draws = Hyperparameters(0.0, 1.0, 0.0, 0.0), []
+    hyper, draws = Hyperparameters(0.0, 1.0), []
     for epoch in range(n_epochs):
         cols = block(n_ratings, 0.0)
         shares = rule.shares(state, "user", rows.counts), np.zeros(n_ratings, dtype=np.float32)

@@ -46,7 +46,7 @@ def test_synthetic_block__is_such_as_the_grid_has(
     for n_lines in (n_rows, n_cols):
         sides.append(FactorBlock(aligned_empty(n_lines, padded_rank(rank)), np.zeros(n_lines, dtype=np.float32)))
         sides[-1].factors[:] = 0.01
-    assert np.isfinite(train_block(ratings, *sides, Hyperparameters(5, 2.5, 0.05, 0.02), 0.01, 1))
+    assert np.isfinite(train_block(ratings, *sides, Hyperparameters(5, 2.5, (0.05, 0.05), (0.02, 0.02)), 0.01, 1))
 
 
 def test_measure_kernel__finds_how_fast_it_is() -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(distmf.__file__).parent
 
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
-errors clock sizes buffers progress cache process filesystem engine encoding
+errors clock sizes buffers progress cache process filesystem engine encoding losses lanes
 compiled vectors kernel store grid stepsize langevin history threads cluster
 ids moments schedule ratings matrix factors lock engines diagnosis
 numbering names
@@ -28,7 +28,7 @@ counting fitting tasks graph
 scattering
 merging
 blocking
-model checkpoint
+model checkpoint normalisation
 trainer
 factorization datasets
 evaluate describe options simulation footprint
@@ -42,7 +42,7 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 # Packages that only some modules may import.
 RESTRICTED = {
     "numba": {"compiled", "vectors"},
-    "llvmlite": {"compiled", "vectors"},
+    "llvmlite": {"compiled", "vectors", "lanes"},
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command"},

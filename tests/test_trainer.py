@@ -46,8 +46,8 @@ def test_fit__stops_at_the_target_and_means_it(blocks: Blocks) -> None:
     assert mf.history_.stopped == "target"
     assert exact_mse(mf, blocks) < 0.3
     assert len(mf.history_) < 200
-    assert mf.history_[-1].train_rmse ** 2 < 0.3
-    assert all(epoch.train_rmse**2 >= 0.3 for epoch in mf.history_[:-1])
+    assert mf.history_[-1].train_error ** 2 < 0.3
+    assert all(epoch.train_error**2 >= 0.3 for epoch in mf.history_[:-1])
 
 
 @pytest.mark.parametrize("options", [{"target_cost": 0.3, "reg": 0.01}, {"tol": 0.5}, {"step_size": 10.0, "epochs": 1}])
@@ -71,7 +71,7 @@ def test_fit__stops_when_the_cost_stays(blocks: Blocks) -> None:
     # A decaying step comes to rest.
     mf = MatrixFactorization(4, epochs=500, step_size=0.05, step_decay=0.7, tol=1e-4).fit(blocks)
     assert mf.history_.stopped == "converged"
-    costs = [epoch.train_rmse**2 for epoch in mf.history_]
+    costs = [epoch.train_error**2 for epoch in mf.history_]
     changes = [abs(after / before - 1) for before, after in itertools.pairwise(costs)]
     assert max(changes[-3:]) <= 1e-4
     assert all(max(changes[n : n + 3]) > 1e-4 for n in range(len(changes) - 3))
@@ -97,7 +97,7 @@ def test_fit__reports_exact_errors_at_the_end(blocks: Blocks) -> None:
     assert mf.history_.train_rmse**2 == pytest.approx(exact_mse(mf, blocks), rel=1e-5)
     assert mf.history_.holdout_rmse is not None
     # Seen on the way, the holdout is predicted in the middle of the last epoch.
-    assert mf.history_.holdout_rmse == pytest.approx(mf.history_[-1].holdout_rmse, rel=0.02)
+    assert mf.history_.holdout_rmse == pytest.approx(mf.history_[-1].holdout_error, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_fit__stops_early_and_keeps_the_best_epoch(
         options = {**options, "checkpoint": tmp_path / "c"}
     mf = MatrixFactorization(8, **OVERFITTING, patience=3).fit(overfitting, **options)
     history = mf.history_
-    errors = [epoch.holdout_rmse for epoch in history]
+    errors = [epoch.holdout_error for epoch in history]
     best = int(np.argmin(errors)) + 1
     assert (history.stopped, history.best_epoch, len(history)) == ("early", best, best + 3)
     assert f"the model is that of epoch {best}" in history.summary()
