@@ -36,7 +36,6 @@ from distmf.jobs import DONE, decide, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.memory import Portions, blocking_bytes, finer_shapes, portions_for, usable_memory
 from distmf.merging import RowBlock, merge_runs
-from distmf.moments import Moments
 from distmf.names import NAMES, checked, collect_names, count_ranges
 from distmf.ratings import LARGEST, Batch, Columns, open_ratings
 from distmf.reading import Reading
@@ -60,6 +59,7 @@ def block_ratings(
     user: str = "user_id",
     item: str = "item_id",
     rating: str = "rating",
+    weight: str | None = None,
     holdout: float = 0.0,
     grid: tuple[int, int] | None = None,
     memory_per_task: int | str = "1 GiB",
@@ -83,6 +83,8 @@ def block_ratings(
         Folder or fsspec URL to write; blocks that are there are replaced.
     user, item, rating : str
         Names of the columns.
+    weight : str, optional
+        Name of a column of weights, from 0 on: a rating counts as often as its weight says, over the mean of all.
     holdout : float
         Share of the ratings kept out for validation, from 0 up to but not 1; a hash of (seed, user, item) decides.
     grid : tuple of int, optional
@@ -128,7 +130,7 @@ def block_ratings(
     if grid and not all(1 <= n <= MAX_BLOCKS for n in grid):
         raise ValueError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
     budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
-    ratings = open_ratings(source, Columns(user, item, rating))
+    ratings = open_ratings(source, Columns(user, item, rating, weight))
     settings, id_types = Settings(int(seed), float(holdout), duplicates), tuple(ratings.id_types.values())
     what = {
         "ratings": ratings.fingerprint(),
@@ -142,7 +144,8 @@ def block_ratings(
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
         portions = Portions()
         if engine.shares_memory:
-            portions = Portions.within(limit, engine.n_slots, ratings.n_rows, ratings.string_bytes())
+            portions = Portions(string=ratings.string_bytes(), is_weighted=weight is not None)
+            portions = portions.within(limit, engine.n_slots, ratings.n_rows)
         first_file, source_folder = ratings.pieces[0].path, posixpath.dirname(ratings.pieces[0].path)
         check_storage(engine, folder, {posixpath.basename(first_file): Folder(ratings.fs, source_folder)})
         spans = ratings.spans(max(ratings.n_rows // SPANS, SMALLEST_SPAN))
@@ -161,11 +164,13 @@ def block_ratings(
             raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
         if engine.shares_memory:
             n_ids = sum(map(len, sides))
-            portions = Portions.within(limit, engine.n_slots, 0, portions.string, n_ids)
+            portions = portions.within(limit, engine.n_slots, 0, n_ids)
             others = blocking_bytes(portions, n_ids, 0, engine.n_slots)
             portions = portions._replace(kept=reading.shrink(limit - others.total))
         n_strings = [len(counts) for counts, kind in zip(sides, id_types, strict=True) if not pa.types.is_integer(kind)]
-        fitting = Fitting((sides[0], sides[1]), values, settings, int(rank), portions.string * sum(n_strings))
+        fitting = Fitting(
+            (sides[0], sides[1]), values, settings, int(rank), portions.string * sum(n_strings), weight is not None
+        )
         layout, portions = _layout(folder, engine, fitting, grid, budget, limit, portions)
         n_ranges = decide(folder, "naming", count_ranges, max(n_strings, default=0), portions.names)
         del sides, fitting
@@ -263,7 +268,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
     settings = Settings(seed, 0.0, "keep")
     sides = zip((rows, cols), matrix.shape, settings.salts, strict=True)
     users, items = (IdCounts.of_range(numbers, n, salt) for numbers, n, salt in sides)
-    found = Values((), float(values.min()), float(values.max()), Moments.of(values))
+    found = Values.of(values)
     layout = Fitting((users.counts, items.counts), found, settings).layout(Shape(1, 1))
     batch = Batch(pa.array(rows), pa.array(cols), values)
     with new_folder(path, KIND) as folder, open_engine(threads=1) as engine:
@@ -352,5 +357,9 @@ def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, 
         for row, row_block in enumerate(row_blocks)
         for col, entry in enumerate(row_block.entries)
     }
+    if not any(entry.moments.n for entry in entries.values()):
+        raise RatingsError(
+            "all weights of the ratings to train on are 0; the larger its weight, the more a rating counts"
+        )
     found = {**settings._asdict(), "n_duplicates": n_duplicates}
     save_manifest(folder, layout, entries, (values.low, values.high), found)

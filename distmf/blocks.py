@@ -5,8 +5,9 @@
     rows/00000.bin                the blocks of row block 0, side by side
 
 A block is four plain arrays for the ratings to train on and the same four for those held out: groups of each size per
-tile (uint32), row of each group within the tile, column within the tile and value of each rating; each is filled up to
-whole words of 8 bytes. They need no decoding: the kernel reads them as they are.
+tile (uint32), row of each group within the tile, column within the tile and value of each rating; with weights there is
+a fifth, of these (float32). Each is filled up to whole words of 8 bytes. They need no decoding: the kernel reads them
+as they are.
 """
 
 import math
@@ -29,7 +30,7 @@ from distmf.kernel import GROUP_SIZES, Ratings
 from distmf.moments import Moments
 from distmf.store import Folder, Kind
 
-KIND = Kind("distmf blocks", 3, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
+KIND = Kind("distmf blocks", 4, "manifest.json", ("users.parquet", "items.parquet"), r"rows/\d+\.bin")
 CACHE_BYTES = 1 << 30  # per process
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = "train", "holdout"
@@ -38,7 +39,19 @@ _cache: ByteCache[Any] = ByteCache(CACHE_BYTES)
 
 
 class BlockEntry(NamedTuple):
-    """Where a block lies in the file of its row block, and what it holds."""
+    """Where a block lies in the file of its row block, and what it holds.
+
+    Attributes
+    ----------
+    offset, length, checksum : int
+        Bytes in the file.
+    n_train, n_holdout : int
+        Ratings.
+    moments : Moments
+        Of those to train on, each as often as its weight says.
+    holdout_weight : float
+        Sum of the weights of those held out.
+    """
 
     offset: int
     length: int
@@ -46,11 +59,12 @@ class BlockEntry(NamedTuple):
     n_train: int
     n_holdout: int
     moments: Moments
+    holdout_weight: float
 
     @classmethod
     def of_json(cls, entry: Sequence[Any]) -> "BlockEntry":
         """Return an entry as JSON gives it back."""
-        return cls._make([*entry[:-1], Moments(*entry[-1])])
+        return cls._make([*entry[:5], Moments(*entry[5]), *entry[6:]])
 
 
 class Layout(NamedTuple):
@@ -64,12 +78,15 @@ class Layout(NamedTuple):
         Rows and columns of a tile.
     encoding : Encoding
         How ratings are stored.
+    is_weighted : bool
+        Whether ratings have weights.
     """
 
     row_cuts: tuple[int, ...]
     col_cuts: tuple[int, ...]
     tile_shape: tuple[int, int]
     encoding: Encoding
+    is_weighted: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -83,9 +100,10 @@ class Layout(NamedTuple):
         return -(-n_rows // self.tile_shape[0]), -(-n_cols // self.tile_shape[1])
 
     @property
-    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]]:
-        """Dtypes of rows, columns and values."""
-        return offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), self.encoding.dtype
+    def dtypes(self) -> tuple[np.dtype[Any], ...]:
+        """Dtypes of rows, columns and values, and of weights if there are any."""
+        dtypes = offset_dtype(self.tile_shape[0]), offset_dtype(self.tile_shape[1]), self.encoding.dtype
+        return (*dtypes, np.dtype(np.float32)) if self.is_weighted else dtypes
 
     def no_ratings(self) -> Ratings:
         """Return an empty part of a block, of the types that all blocks of this layout have."""
@@ -102,11 +120,12 @@ class Layout(NamedTuple):
         counts = data[begin : begin + n_bytes].view(np.uint32).reshape(-1, len(GROUP_SIZES))
         begin += padded(n_bytes)
         n, arrays = int((counts.sum(axis=0) * GROUP_SIZES).sum()), []
-        for dtype, length in zip(self.dtypes, (int(counts.sum()), n, n), strict=True):
+        for dtype, length in zip(self.dtypes, (int(counts.sum()), n, n, n), strict=False):
             arrays.append(np.frombuffer(data, dtype, length, begin))
             begin += padded(dtype.itemsize * length)
-        rows, cols, values = arrays
-        return Ratings(counts, rows, cols, values, self.encoding, self.tile_shape, self.tiles(key)[1]), begin
+        rows, cols, values, *weights = arrays
+        n_tile_cols = self.tiles(key)[1]
+        return Ratings(counts, rows, cols, values, self.encoding, self.tile_shape, n_tile_cols, *weights), begin
 
     def _count_bytes(self, key: BlockKey) -> int:
         return math.prod(self.tiles(key)) * len(GROUP_SIZES) * np.dtype(np.uint32).itemsize
@@ -171,8 +190,13 @@ class Blocks:
 
     @property
     def moments(self) -> Moments:
-        """Mean and spread of the ratings to train on."""
+        """Mean and spread of the ratings to train on, each as often as its weight says; and the sum of the weights."""
         return sum((self.entries[key].moments for key in sorted(self.entries)), Moments(0, 0.0, 0.0))
+
+    @property
+    def holdout_weight(self) -> float:
+        """Sum of the weights of the ratings held out: their number where they have none."""
+        return sum(self.entries[key].holdout_weight for key in sorted(self.entries))
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these blocks from others, wherever they lie: by name, what people know first."""
@@ -322,6 +346,7 @@ def open_blocks(path: str | Path) -> Blocks:
         tuple(manifest["col_cuts"]),
         tuple(manifest["tile_shape"]),
         Encoding(tuple(manifest["encoding"]["table"]), manifest["encoding"]["low"], manifest["encoding"]["step"]),
+        manifest["is_weighted"],
     )
     entries = {BlockKey(row, col): BlockEntry.of_json(entry) for row, col, entry in manifest["blocks"]}
     rating_range = tuple(manifest["rating_range"])

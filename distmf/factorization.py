@@ -273,11 +273,14 @@ class MatrixFactorization:
         mean, scale, objective = normalise(blocks, self.loss, self.bounds, nonnegative=self.nonnegative)
         reg = reg_for(*size) * objective.noise(scale) if self.reg == "auto" else self.reg
         hyper = Hyperparameters(mean, scale, _pair(reg), _pair(self.bias_reg), _pair(self.l1_reg), objective)
+        hyper = hyper._replace(mean_weight=blocks.moments.n / blocks.n_ratings)
         where = self.rank, self.seed, folder, rows_on_disk
         if self.posterior_samples:
             n_users, n_items = (int(np.count_nonzero(blocks.counts(side))) for side in SIDES)
             chains = self.posterior_samples, self.epochs
             rule = LangevinRule(*chains, self.rank, self.seed, blocks.n_ratings, (n_users, n_items))
+            if blocks.layout.is_weighted:
+                raise ValueError("posterior_samples take no weights; block the ratings again without them")
             return Training(blocks, Hyperparameters(mean, scale), rule, *where)
         if self.step_size == "auto":
             step_rule = StepRule(start_for(*size), self.step_decay, self.epochs)

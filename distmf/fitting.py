@@ -34,6 +34,8 @@ class Fitting(NamedTuple):
         That the blocks will be trained at.
     string_bytes : int
         Of ids that are strings.
+    is_weighted : bool
+        Whether ratings have weights.
     """
 
     sides: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -41,11 +43,12 @@ class Fitting(NamedTuple):
     settings: Settings
     rank: int = 1
     string_bytes: int = 0
+    is_weighted: bool = False
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Numbers of users, items, and ratings, held out ones included."""
-        return len(self.sides[0]), len(self.sides[1]), self.values.moments.n
+        return len(self.sides[0]), len(self.sides[1]), int(self.values.moments.n)
 
     def choose(self, shapes: Iterable[Shape], threads: int, limit: int, portions: Portions) -> Shape:
         """Return the first of some grids, finer and finer, on which blocking and training fit in `limit` bytes.
@@ -67,7 +70,7 @@ class Fitting(NamedTuple):
 
     def sizes(self, shape: Shape) -> Sizes:
         """Return the sizes of what will be trained on a grid, with the largest block that the counts lead to."""
-        layout, n_ratings = self.layout(shape), self.values.moments.n
+        layout, n_ratings = self.layout(shape), self.counts[2]
         n_bytes = n_ratings * sum(dtype.itemsize for dtype in layout.dtypes)
         sizes = Sizes.expected(*self.counts[:2], self.rank, shape, n_ratings, n_bytes, self.string_bytes)
         shares = (
@@ -96,6 +99,7 @@ class Fitting(NamedTuple):
         return Layout(
             tuple(cut(users, shape.rows).tolist()),
             tuple(cut(items, shape.cols).tolist()),
-            tile_shape(len(users), len(items), moments.n),
-            Encoding.choose(distinct, self.values.low, self.values.high, moments.std, moments.n),
+            tile_shape(*self.counts),
+            Encoding.choose(distinct, self.values.low, self.values.high, moments.std, int(moments.n)),
+            self.is_weighted,
         )

@@ -33,6 +33,7 @@ COUNT_BYTES = 88  # of a count of an id: in parts, and while they are merged
 NAME_BYTES = 32  # of an id that is a string, besides the string, while those of a range of numbers are put in order
 NAME_STRINGS = 4  # times that the string is there then: read, joined, in order, and on its way to the table
 RECORD_BYTES = 8  # of a record, at its widest but for ratings that are far apart
+WEIGHTED = 4  # times that a weight is there on its way: decoded, converted, and twice as wide beside its rating
 SORT_BYTES = 200  # of a rating of the block that is put in order
 NUMBERED_BYTES = 32  # of an id: its hash and its count; later its hash, where the search for it begins, and its block
 ID_STRINGS = 3  # times that the string of an id is there while a model is put together
@@ -128,6 +129,8 @@ class Portions(NamedTuple):
         Bytes of ratings, of all threads, that the first pass keeps for the second.
     string : int
         Bytes of an id that is a string.
+    is_weighted : bool
+        Whether ratings have weights.
     """
 
     batch: int = 1 << 20
@@ -135,25 +138,25 @@ class Portions(NamedTuple):
     records: int = 1 << 24
     kept: int = 0
     string: int = 0
+    is_weighted: bool = False
 
     @property
     def is_tight(self) -> bool:
         """Whether memory allows less than usual."""
         return self[:3] != Portions()[:3]
 
-    @classmethod
-    def within(cls, limit: int, threads: int, n_ratings: int = 0, string: int = 0, n_ids: int = 0) -> "Portions":
-        """Return the largest portions, up to the usual ones, for which blocking fits in `limit` bytes.
+    def within(self, limit: int, threads: int, n_ratings: int = 0, n_ids: int = 0) -> "Portions":
+        """Return the largest portions of such ratings, up to the usual ones, for which blocking fits in `limit` bytes.
 
-        Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`; if ids are
-        strings, they have about `string` bytes. Of ids there are `n_ids`, as far as that is known.
+        Where the usual ones do, half of what is left may keep ratings, of which there are `n_ratings`. Of ids there are
+        `n_ids`, as far as that is known.
 
         Raises
         ------
         MemoryBudgetError
             If they would be so small that blocking takes forever.
         """
-        least = cls(SMALLEST_PORTION, SMALLEST_PORTION, SMALLEST_PORTION, string=string)
+        least = self._replace(batch=SMALLEST_PORTION, counts=SMALLEST_PORTION, records=SMALLEST_PORTION, kept=0)
         needs = blocking_bytes(least, n_ids, 0, threads)
         if needs.total > limit:
             fewer = _fewer(threads, lambda n: blocking_bytes(least, n_ids, 0, n).total <= limit)
@@ -162,14 +165,14 @@ class Portions(NamedTuple):
                 f"but it may use {format_bytes(limit)}; {_ways_out(fewer)}"
             )
         # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
-        room, usual = (limit - LIBRARIES - needs.ids) // threads - READER_BYTES, cls()
+        room, usual = (limit - LIBRARIES - needs.ids) // threads - READER_BYTES, Portions()
         batch = max(SMALLEST_PORTION, min(usual.batch, room // 2 // (least.batch_bytes + 16)))
         rest = min(room // 2, room - batch * least.batch_bytes)
         counts = max(SMALLEST_PORTION, min(usual.counts, rest // COUNT_BYTES))
-        records = max(SMALLEST_PORTION, min(usual.records, room // 2 // (4 * RECORD_BYTES)))
-        portions = cls(batch, counts, records, string=string)
+        records = max(SMALLEST_PORTION, min(usual.records, room // 2 // (4 * self.record_bytes)))
+        portions = least._replace(batch=batch, counts=counts, records=records)
         left = 0 if portions.is_tight else (limit - blocking_bytes(portions, 0, 0, threads).total) // 2
-        return portions._replace(kept=max(0, min(left, (KEPT_BYTES + 2 * string) * n_ratings)))
+        return portions._replace(kept=max(0, min(left, (KEPT_BYTES + self.weight_bytes + 2 * self.string) * n_ratings)))
 
     def fewest_records(self) -> "Portions":
         """Return the same with no more records at once than must be."""
@@ -178,7 +181,17 @@ class Portions(NamedTuple):
     @property
     def batch_bytes(self) -> int:
         """Of a rating of a batch."""
-        return BATCH_BYTES + BATCH_STRINGS * 2 * self.string
+        return BATCH_BYTES + WEIGHTED * self.weight_bytes + BATCH_STRINGS * 2 * self.string
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a weight."""
+        return FLOAT_BYTES if self.is_weighted else 0
+
+    @property
+    def record_bytes(self) -> int:
+        """Of a record."""
+        return RECORD_BYTES + self.weight_bytes
 
     @property
     def names(self) -> int:
@@ -227,7 +240,7 @@ def blocking_bytes(portions: Portions, n_ids: int, largest_block: int, threads: 
         threads * (READER_BYTES + portions.batch_bytes * portions.batch),
         threads * COUNT_BYTES * portions.counts,
         portions.kept,
-        threads * (RECORD_BYTES * max(portions.records, largest_block) + SORT_BYTES * largest_block),
+        threads * (portions.record_bytes * max(portions.records, largest_block) + SORT_BYTES * largest_block),
     )
 
 
@@ -256,7 +269,7 @@ def portions_for(sizes: Sizes, threads: int, limit: int, portions: Portions) -> 
             f"{format_bytes(limit)}; {_ways_out(grid, fewer)}"
         )
     room = (limit - LIBRARIES) // threads - SORT_BYTES * sizes.largest_ratings
-    return portions._replace(records=max(SMALLEST_PORTION, min(portions.records, room // RECORD_BYTES)))
+    return portions._replace(records=max(SMALLEST_PORTION, min(portions.records, room // portions.record_bytes)))
 
 
 class TrainingBytes(NamedTuple):

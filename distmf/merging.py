@@ -102,7 +102,8 @@ def _merge_row_block(
                 for part in (train, held_out):
                     file.write(part.data)
                     length, checksum = length + len(part.data), zlib.crc32(part.data, checksum)
-                entries.append(BlockEntry(offset, length, checksum, train.moments.n, held_out.moments.n, train.moments))
+                counts = train.n_ratings, held_out.n_ratings
+                entries.append(BlockEntry(offset, length, checksum, *counts, train.moments, held_out.moments.n))
                 offset += length
                 n_duplicates += train.n_duplicates + held_out.n_duplicates
                 duplicate = duplicate or train.duplicate or held_out.duplicate

@@ -1,7 +1,7 @@
 """Number, mean and spread of ratings, part by part."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +10,22 @@ from distmf.compiled import compiled
 
 
 class Moments(NamedTuple):
-    """Number, mean and sum of squared deviations of some ratings; adds up without cancellation.
+    """Number, or sum of weights, mean and sum of squared deviations of some ratings; adds up without cancellation.
 
     References
     ----------
     .. [1] T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", American Statistician, 1983.
     """
 
-    n: int
+    n: float
     mean: float
     deviations: float
 
     @classmethod
-    def of(cls, ratings: npt.NDArray[np.float32], counts: npt.NDArray[np.int64] | None = None) -> "Moments":
-        """Return the moments of an array, of which each rating may occur several times; its order decides last bits."""
+    def of(cls, ratings: npt.NDArray[np.float32], counts: npt.NDArray[Any] | None = None) -> "Moments":
+        """Return the moments of an array, of which each rating may count several times; its order decides last bits."""
         if counts is not None:
-            n = int(counts.sum())
+            n = counts.sum(dtype=np.float64 if counts.dtype.kind == "f" else np.int64).item()
             mean = float((counts * ratings).sum(dtype=np.float64)) / n if n else 0.0
             return cls(n, mean, float((counts * np.square(ratings - np.float64(mean))).sum()))
         return cls(len(ratings), *_moments(ratings)) if len(ratings) else cls(0, 0.0, 0.0)

@@ -133,6 +133,7 @@ column_options = options(
     click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
 )
 rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
+weight_option = click.option("--weight", metavar="COLUMN", help="Column of weights: how much each rating counts.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
 memory_option = click.option(
@@ -144,6 +145,7 @@ rank_option = click.option(
 block_options = options(
     column_options,
     rating_option,
+    weight_option,
     click.option(
         "--holdout",
         type=Number(0, 1, max_open=True),

@@ -245,7 +245,7 @@ def hollow_generation(
         Called instead of the kernel.
     """
     layout = Layout(tuple(range(shape.rows + 1)), tuple(range(shape.cols + 1)), (256, 256), Encoding())
-    entries = {BlockKey(0, 0): BlockEntry(0, 0, 0, 1, 0, Moments(1, 0.0, 0.0))}
+    entries = {BlockKey(0, 0): BlockEntry(0, 0, 0, 1, 0, Moments(1, 0.0, 0.0), 0)}
     blocks = Blocks(Folder.at("memory://nothing"), layout, entries, (0.0, 0.0), {}, {})
     training = Training(blocks, Hyperparameters(0.0, 1.0), StepRule(1.0, 1.0), 1, 0)
     rows, cols = (tuple(First((0,), 1, 0.0, np.empty(0, dtype=np.int64)) for _ in range(n)) for n in shape)

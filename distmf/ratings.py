@@ -37,11 +37,17 @@ class Columns(NamedTuple):
     user: str = "user_id"
     item: str | None = "item_id"
     rating: str | None = "rating"
+    weight: str | None = None
 
     @property
     def ids(self) -> list[str]:
         """The columns of ids to read."""
         return [name for name in self[:2] if name is not None]
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        """The columns of ratings and weights to read."""
+        return {what: name for what, name in (("ratings", self.rating), ("weights", self.weight)) if name is not None}
 
     @property
     def names(self) -> list[str]:
@@ -66,6 +72,8 @@ class Batch(NamedTuple):
         Ids: integers, or `large_string`; no nulls.
     rating : float32, shape (n,)
         Finite.
+    weight : float32, shape (n,)
+        Finite, and not negative.
 
     What was not asked for is None.
     """
@@ -73,6 +81,7 @@ class Batch(NamedTuple):
     user: pa.Array
     item: pa.Array
     rating: Any
+    weight: Any = None
 
     @property
     def n_bytes(self) -> int:
@@ -166,8 +175,8 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
         if metadata.num_rows:
             for column in columns.ids:
                 _check_id_type(schema, column, types, display_name(fs, file))
-            if columns.rating is not None:
-                _check_rating_type(schema, columns.rating, display_name(fs, file))
+            for option, column in columns.numbers.items():
+                _check_number_type(schema, option, column, display_name(fs, file))
     pieces = [piece for piece in pieces if piece.n_rows]
     if not pieces:
         raise RatingsError(f"{source}: there is no row in it; ratings are needed")
@@ -301,10 +310,10 @@ def _check_id_type(schema: pa.Schema, column: str, types: dict[str, tuple[pa.Dat
         )
 
 
-def _check_rating_type(schema: pa.Schema, column: str, file: str) -> None:
+def _check_number_type(schema: pa.Schema, what: str, column: str, file: str) -> None:
     found = _value_type(schema, column)
     if not (pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)):
-        raise RatingsError(f"{file}: column {column!r} has type {found}; ratings must be numbers")
+        raise RatingsError(f"{file}: column {column!r} has type {found}; {what} must be numbers")
 
 
 def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[str, str], int]]:
@@ -312,16 +321,19 @@ def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[s
     columns = ratings.columns
     ids = [_decoded(raw, name).cast(ratings.id_types[name]) for name in columns.ids]
     found = {(name, "null ids"): column.null_count for name, column in zip(columns.ids, ids, strict=True)}
-    rating = None
-    if columns.rating is not None:
-        column = _decoded(raw, columns.rating)
-        rating = _to_float32(column.drop_null())
-        bad = rating[~(abs(rating) <= LARGEST)]
-        found[columns.rating, "null ratings"] = column.null_count
-        found[columns.rating, "NaN ratings"] = int(np.isnan(bad).sum())
-        found[columns.rating, "infinite ratings (as float32)"] = int(np.isinf(bad).sum())
-        found[columns.rating, f"ratings beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
-    return Batch(ids[0], ids[1] if columns.item else None, rating), {key: n for key, n in found.items() if n}
+    numbers: dict[str, npt.NDArray[np.float32]] = {}
+    for what, name in columns.numbers.items():
+        column = _decoded(raw, name)
+        values = numbers[what] = _to_float32(column.drop_null())
+        bad = values[~(abs(values) <= LARGEST)]
+        found[name, f"null {what}"] = column.null_count
+        found[name, f"NaN {what}"] = int(np.isnan(bad).sum())
+        found[name, f"infinite {what} (as float32)"] = int(np.isinf(bad).sum())
+        found[name, f"{what} beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
+        if what == "weights":
+            found[name, "negative weights"] = int((values < 0).sum())
+    batch = Batch(ids[0], ids[1] if columns.item else None, numbers.get("ratings"), numbers.get("weights"))
+    return batch, {key: n for key, n in found.items() if n}
 
 
 def _decoded(raw: pa.RecordBatch, name: str) -> pa.Array:

@@ -103,7 +103,8 @@ def _narrow(ids: pa.Array) -> pa.Array:
 
 
 def _joined(batches: list[Batch]) -> Batch:
-    users, items, ratings = zip(*batches, strict=True)
     if len(batches) == 1:
         return batches[0]
-    return Batch(pa.concat_arrays(users), pa.concat_arrays(items), np.concatenate(ratings))
+    users, items, ratings, weights = zip(*batches, strict=True)
+    joined = None if weights[0] is None else np.concatenate(weights)
+    return Batch(pa.concat_arrays(users), pa.concat_arrays(items), np.concatenate(ratings), joined)

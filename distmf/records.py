@@ -21,6 +21,7 @@ Records = npt.NDArray[np.uint8]
 
 WORD_BYTES = 8  # of the integers that are sorted
 SIGN = np.uint32(1 << 31)
+HALF = np.uint64(32)
 
 
 class Format(NamedTuple):
@@ -33,7 +34,7 @@ class Format(NamedTuple):
     cell_bytes : int
         Of a cell.
     value_dtype : dtype
-        Of the values, as the blocks hold them.
+        Of the values, as the blocks hold them; with weights, of `pack`.
     """
 
     row_bits: int
@@ -48,7 +49,7 @@ class Format(NamedTuple):
         n_tile_rows = max(layout.tiles(BlockKey(row, 0))[0] for row in range(layout.shape.rows))
         n_tile_cols = max(layout.tiles(BlockKey(0, col))[1] for col in range(layout.shape.cols))
         cell_bytes = -(-(row_bits + col_bits + (n_tile_rows * n_tile_cols - 1).bit_length()) // 8)
-        return cls(row_bits, col_bits, cell_bytes, layout.encoding.dtype)
+        return cls(row_bits, col_bits, cell_bytes, np.dtype(np.uint64) if layout.is_weighted else layout.encoding.dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -111,7 +112,7 @@ class Sorter:
         rows, cols : uint32 or uint64, shape (n,)
             Numbers of users and items.
         values : array, shape (n,)
-            As the blocks hold them.
+            As the blocks hold them; with weights, as `pack` makes them.
         is_train : bool, shape (n,)
             Whether to train on a rating.
         """
@@ -215,6 +216,17 @@ def _unsortable(integers: npt.NDArray[np.unsignedinteger[Any]], dtype: np.dtype[
     if dtype.kind == "u":
         return integers
     return np.where(integers < SIGN, ~integers, integers ^ SIGN).astype(np.uint32).view(dtype)
+
+
+def pack(values: npt.NDArray[Any], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+    """Return values and weights as one number each, which sorts by the values first."""
+    return _sortable(values).astype(np.uint64) << HALF | weights.view(np.uint32)
+
+
+def unpack(packed: npt.NDArray[np.uint64], dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Return the values, of a dtype, and the weights that `pack` made one number of."""
+    weights = (packed & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+    return _unsortable((packed >> HALF).astype(f"u{dtype.itemsize}"), dtype), weights
 
 
 def group(

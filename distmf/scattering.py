@@ -22,7 +22,7 @@ from distmf.names import Names, names_of_span
 from distmf.numbering import Numbering, number_ids
 from distmf.ratings import Batch, Ratings
 from distmf.reading import Reading
-from distmf.records import Lines, Sorter
+from distmf.records import Lines, Sorter, pack
 from distmf.store import Folder
 from distmf.tables import read_numbers
 
@@ -131,6 +131,8 @@ def write_runs(
                 if some is not None:
                     some.add(numbers, ids.array)
             values = layout.encoding.encode(batch.rating)
+            if layout.is_weighted:
+                values = pack(values, batch.weight)
             bounds, records = sorter.sort(rows, cols, values, settings.is_train(users, items))
             offsets.append(offset)
             for data in bounds.astype(np.uint32), records:

@@ -285,7 +285,8 @@ def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock,
 
 
 def mean_cost(training: Training, *costs: Cost) -> Cost:
-    """Return the means over all ratings to train on and all held out, given sums over parts of them."""
+    """Return the weighted means over all ratings to train on and all held out, given sums over parts of them."""
     total = sum(costs, Cost(0.0, 0.0))
-    n_ratings, n_holdout = training.blocks.n_ratings, training.blocks.n_holdout
-    return Cost(total.train / n_ratings, total.holdout / n_holdout if n_holdout else math.nan, total.spread)
+    train_weight, holdout_weight = training.blocks.moments.n, training.blocks.holdout_weight
+    holdout = total.holdout / holdout_weight if holdout_weight else math.nan
+    return Cost(total.train / train_weight, holdout, total.spread)

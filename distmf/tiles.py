@@ -10,7 +10,7 @@ from distmf.blocks import Layout, padded
 from distmf.encoding import Encoding
 from distmf.grid import BlockKey
 from distmf.moments import Moments
-from distmf.records import Records, group, sort_records
+from distmf.records import Records, group, pack, sort_records, unpack
 
 Duplicates = Literal["keep", "mean", "error"]
 
@@ -19,6 +19,7 @@ class SortedPart(NamedTuple):
     """One part of a block as it lies on disk, and what it holds."""
 
     data: bytearray
+    n_ratings: int
     moments: Moments
     n_duplicates: int
     duplicate: tuple[int, int] | None
@@ -51,9 +52,13 @@ def sort_part(records: Records, key: BlockKey, layout: Layout, duplicates: Dupli
             layout.col_cuts[key.col] + (at_tile % n_tile_cols << col_bits) + (at_place & ((1 << col_bits) - 1)),
         )
         if duplicates == "mean":
-            cells, values = _means(cells, values)
-    arrays = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
-    return SortedPart(_side_by_side(arrays), _moments(values, layout.encoding), len(repeats), duplicate)
+            cells, values = _means(cells, values, layout)
+    counts, rows, cols, values = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
+    weights = None
+    if layout.is_weighted:
+        values, weights = unpack(values, layout.encoding.dtype)
+    data = _side_by_side([counts, rows, cols, values, *([] if weights is None else [weights])])
+    return SortedPart(data, len(values), _moments(values, weights, layout.encoding), len(repeats), duplicate)
 
 
 def _side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> bytearray:
@@ -64,17 +69,28 @@ def _side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> bytearray:
     return data
 
 
-def _moments(values: npt.NDArray[Any], encoding: Encoding) -> Moments:
+def _moments(values: npt.NDArray[Any], weights: npt.NDArray[np.float32] | None, encoding: Encoding) -> Moments:
     """Return the moments of stored ratings; of codes, from the number of each."""
+    if weights is not None:
+        return Moments.of(encoding.decode(values), weights)
     if not encoding.is_coded:
         return Moments.of(values)
     counts = np.bincount(values)
     return Moments.of(encoding.decode(np.arange(len(counts))), counts)
 
 
-def _means(cells: npt.NDArray[np.uint64], values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any]]:
-    """Return each cell once, with the mean of its ratings, which come in ascending order."""
-    starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
-    sums = np.add.reduceat(values.astype(np.float64), starts)
-    means = sums / np.diff(np.append(starts, len(values)))
-    return cells[starts], (np.rint(means) if values.dtype == np.uint16 else means).astype(values.dtype)
+def _means(
+    cells: npt.NDArray[np.uint64], values: npt.NDArray[Any], layout: Layout
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any]]:
+    """Return each cell once, with the mean of its ratings, which come in ascending order, and the sum of weights."""
+    starts, dtype = np.flatnonzero(np.append(True, cells[1:] != cells[:-1])), layout.encoding.dtype
+    weights = np.ones(len(values), dtype=np.float32)
+    if layout.is_weighted:
+        values, weights = unpack(values, dtype)
+    totals = np.add.reduceat(weights.astype(np.float64), starts)
+    sums = np.add.reduceat(values.astype(np.float64) * weights, starts)
+    counts = np.diff(np.append(starts, len(values)))
+    plain = np.add.reduceat(values.astype(np.float64), starts) / counts  # of ratings that all weigh nothing
+    means = np.where(totals > 0, sums / np.where(totals > 0, totals, 1), plain)
+    means = (np.rint(means) if dtype == np.uint16 else means).astype(dtype)
+    return cells[starts], pack(means, totals.astype(np.float32)) if layout.is_weighted else means

@@ -414,7 +414,7 @@ def test_open_blocks__refuses_other_versions_and_damage(tmp_path: Path) -> None:
     block_ratings(source, path)
     manifest = json.loads((path / "manifest.json").read_text())
     for change, message in (
-        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 3 is needed"),
+        ({"version": 99}, "is of 'distmf blocks', format version 99; 'distmf blocks', version 4 is needed"),
         ({"kind": "browser extension"}, "is of 'browser extension'"),
         ({"row_cuts": [0, 5]}, "manifest.json is damaged: its checksum does not match"),
         ({"blocks": []}, "manifest.json is damaged: its checksum does not match"),

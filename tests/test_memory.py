@@ -110,7 +110,7 @@ def test_blocking__stays_under_the_plan(
     largest = max(entry.n_train for entry in blocks.entries.values())
     planned = 0
     for n_ids in 0, blocks.n_users + blocks.n_items:
-        portions = Portions.within(n_bytes, threads, 2_000_000, string, n_ids)
+        portions = Portions(string=string).within(n_bytes, threads, 2_000_000, n_ids)
         planned = max(planned, blocking_bytes(portions, n_ids, largest, threads).total)
     assert 0.25 * planned < peak < planned <= n_bytes
 
@@ -152,7 +152,7 @@ def test_sizes__count_strings(ratings: Path, named_ratings: Path, tmp_path: Path
     models = [training_bytes(size, 2, 0, rows_on_disk=True).model for size in (some, sizes[1])]
     assert models[1] - models[0] == 3 * sizes[1].string_bytes
     with pytest.raises(MemoryBudgetError, match=r"at least \d+\.\d MiB \(.*\), but it may use 250\.0 MiB"):
-        Portions.within(parse_bytes("250 MiB"), 2, 0, string=108)
+        Portions(string=108).within(parse_bytes("250 MiB"), 2)
 
 
 def test_training_bytes__counts_every_term() -> None:
@@ -194,18 +194,18 @@ def test_plan_memory__prefers_all_in_memory_then_rows_on_disk_then_refuses() -> 
 
 
 def test_portions__take_less_where_there_is_less() -> None:
-    found = [Portions.within(parse_bytes(limit), 2) for limit in ("220 MiB", "400 MiB", "4 GiB")]
+    found = [Portions().within(parse_bytes(limit), 2) for limit in ("220 MiB", "400 MiB", "4 GiB")]
     for smaller, larger in itertools.pairwise(found):
         assert all(few < many for few, many in zip(smaller[:3], larger[:3], strict=True))
     assert found[-1] == Portions()
     for limit, portions in zip(("220 MiB", "400 MiB", "4 GiB"), found, strict=True):
         assert blocking_bytes(portions, 0, 0, 2).total <= parse_bytes(limit)
-    assert Portions.within(parse_bytes("4 GiB"), 2, 1_000_000).kept == memory.KEPT_BYTES * 1_000_000
-    some = Portions.within(parse_bytes("4 GiB"), 2, 10**9)
+    assert Portions().within(parse_bytes("4 GiB"), 2, 1_000_000).kept == memory.KEPT_BYTES * 1_000_000
+    some = Portions().within(parse_bytes("4 GiB"), 2, 10**9)
     assert 10**9 < some.kept < blocking_bytes(some, 0, 0, 2).total < parse_bytes("4 GiB")
-    assert Portions.within(parse_bytes("400 MiB"), 2, 10**9).kept == 0
+    assert Portions().within(parse_bytes("400 MiB"), 2, 10**9).kept == 0
     with pytest.raises(MemoryBudgetError, match=r"--threads 2 needs at least \d+\.\d MiB .*, but it may use 150\.0"):
-        Portions.within(parse_bytes("150 MiB"), 2)
+        Portions().within(parse_bytes("150 MiB"), 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -215,7 +215,7 @@ def test_portions__fit(threads: int, string: int, n_ids: int) -> None:
     fitting = 0
     for limit in range(200 << 20, 8 << 30, 37 << 20):
         try:
-            portions = Portions.within(limit, threads, 10**7, string, n_ids)
+            portions = Portions(string=string).within(limit, threads, 10**7, n_ids)
         except MemoryBudgetError:
             assert not fitting
             continue
