@@ -41,7 +41,7 @@ KIND = Kind(
     3,
     "checkpoint.json",
     (),
-    r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin",
+    r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin|start/(user|item)s-\d+\.bin",
 )
 FACTORS = "factors"
 

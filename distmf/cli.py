@@ -20,7 +20,7 @@ from distmf.demo import run_demo
 from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError
 from distmf.evaluate import Evaluation
-from distmf.factorization import HYPERPARAMETERS, MAX_SAMPLES, MatrixFactorization, load
+from distmf.factorization import HYPERPARAMETERS, MatrixFactorization, load
 from distmf.losses import LOSSES
 from distmf.model import BOUNDS, Bound
 from distmf.model import KIND as MODEL
@@ -42,6 +42,7 @@ from distmf.options import (
     seed_option,
     threads_option,
 )
+from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece

@@ -1,10 +1,8 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
 import contextlib
-import difflib
 import inspect
 import logging
-import math
 import numbers
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -21,24 +19,27 @@ from distmf.diagnosis import Diagnosis, diagnose
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError
+from distmf.folding import fold_in
 from distmf.history import History, Stopped
-from distmf.kernel import MAX_RANK, Hyperparameters, Pair
+from distmf.kernel import Hyperparameters, Pair
 from distmf.langevin import SIDES, LangevinRule
-from distmf.losses import LOSSES, LossName
+from distmf.losses import LossName, Normalisation
 from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
-from distmf.model import BOUNDS, KIND, Bound, Float32, Model, Recommendations
+from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
 from distmf.normalisation import normalise
+from distmf.parameters import checked, pair
+from distmf.sides import Float32
 from distmf.sizes import format_bytes
 from distmf.stepsize import StepRule, reg_for, share_of_step, start_for
 from distmf.store import Folder, new_folder
 from distmf.tasks import Training
 from distmf.trainer import StopRules, Trainer, let_go
+from distmf.warm import fingerprint, warm_state, with_new
 
 logger = logging.getLogger(__name__)
 
 EPOCHS, EPOCHS_OF_CHAIN = 20, 200
-MAX_SAMPLES = 1024
 
 
 class MatrixFactorization:
@@ -166,6 +167,7 @@ class MatrixFactorization:
         self,
         ratings: Blocks | str | Path | npt.NDArray[Any],
         *,
+        start: Self | None = None,
         is_set: IsSet = not_nan,
         client: Any = None,
         threads: int | None = None,
@@ -184,6 +186,9 @@ class MatrixFactorization:
         ratings : Blocks, str, Path or array of shape (n_users, n_items)
             Blocks, or the path of blocks; or the path of raw ratings, which are blocked in a temporary folder first; or
             a dense matrix, whose row and column indices are the ids.
+        start : MatrixFactorization, optional
+            A trained model to go on from: its users and items keep their factors and biases, those that it did not know
+            begin as usual, and μ and σ stay as they were. In the end this model has all that either knows of.
         is_set : callable
             For a matrix: takes an array of values and returns which are set, as `not_nan` (the default), `non_negative`
             or `always`.
@@ -229,7 +234,9 @@ class MatrixFactorization:
         KeyboardInterrupt
             On Ctrl-C; the model is then that of the last good epoch.
         """
-        self._check()
+        for name, value in checked(self.hyperparameters).items():
+            setattr(self, name, value)
+        warm = None if start is None else self._fitting(start)
         if resume and checkpoint is None:
             raise ValueError("resume needs a checkpoint: give the folder that the training to go on with was given")
         if checkpoint is not None and not str(checkpoint):
@@ -243,8 +250,8 @@ class MatrixFactorization:
         limit = usable_memory(memory)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
-            settings = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, "memory": memory}
-            blocks = stack.enter_context(blocks_of(ratings, is_set, settings, options))
+            place = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, "memory": memory}
+            blocks = stack.enter_context(blocks_of(ratings, is_set, place, options))
             check_grid(engine, blocks.shape)
             on_disk = False
             if engine.shares_memory:
@@ -255,8 +262,9 @@ class MatrixFactorization:
                 on_disk = plan.rows_on_disk
                 stack.callback(limit_cache)
                 limit_cache(plan.cached)
+            settings = {**self.hyperparameters, "start": warm and fingerprint(warm)}
             opened = stack.enter_context(
-                checkpoint_of(blocks, engine, checkpoint, self.hyperparameters, resume=resume, needed=on_disk)
+                checkpoint_of(blocks, engine, checkpoint, settings, resume=resume, needed=on_disk)
             )
             if on_disk and opened:
                 logger.info(
@@ -264,16 +272,37 @@ class MatrixFactorization:
                     opened.folder,
                     format_bytes(limit),
                 )
-            training = self._training(blocks, opened.folder if opened else None, rows_on_disk=on_disk)
-            self._train(training, engine, opened, int(checkpoint_every))
+            normalisation = (
+                warm.normalisation if warm else normalise(blocks, self.loss, self.bounds, nonnegative=self.nonnegative)
+            )
+            training = self._training(blocks, normalisation, opened.folder if opened else None, rows_on_disk=on_disk)
+            self._train(training._replace(is_warm=warm is not None), engine, opened, int(checkpoint_every), warm)
         return self
 
-    def _training(self, blocks: Blocks, folder: Folder | None = None, *, rows_on_disk: bool = False) -> Training:
-        size = blocks.n_ratings, blocks.n_users + blocks.n_items
-        mean, scale, objective = normalise(blocks, self.loss, self.bounds, nonnegative=self.nonnegative)
-        reg = reg_for(*size) * objective.noise(scale) if self.reg == "auto" else self.reg
-        hyper = Hyperparameters(mean, scale, _pair(reg), _pair(self.bias_reg), _pair(self.l1_reg), objective)
-        hyper = hyper._replace(mean_weight=blocks.moments.n / blocks.n_ratings)
+    def _fitting(self, start: "MatrixFactorization") -> Model:
+        """Return the model to go on from, if this estimator can."""
+        for name in ("rank", "loss", "bounds", "nonnegative", "posterior_samples"):
+            here, there = getattr(self, name), getattr(start, name)
+            if here != there:
+                raise ValueError(f"{name} is {here!r}, but {there!r} in the model to start from; take the same")
+        if self.posterior_samples:
+            raise ValueError(
+                "draws from the posterior cannot go on from a model; train anew on all ratings, or fold in new users"
+            )
+        return start.model_
+
+    def _reg(self, normalisation: Normalisation, n_ratings: int, n_lines: int) -> Pair:
+        """Return λ of users and items."""
+        if self.reg != "auto":
+            return pair(self.reg)
+        return pair(reg_for(n_ratings, n_lines) * normalisation.objective.noise(normalisation.scale))
+
+    def _training(
+        self, blocks: Blocks, normalisation: Normalisation, folder: Folder | None = None, *, rows_on_disk: bool = False
+    ) -> Training:
+        size, (mean, scale, objective) = (blocks.n_ratings, blocks.n_users + blocks.n_items), normalisation
+        regs = self._reg(normalisation, *size), pair(self.bias_reg), pair(self.l1_reg)
+        hyper = Hyperparameters(mean, scale, *regs, objective, blocks.moments.n / blocks.n_ratings)
         where = self.rank, self.seed, folder, rows_on_disk
         if self.posterior_samples:
             n_users, n_items = (int(np.count_nonzero(blocks.counts(side))) for side in SIDES)
@@ -289,10 +318,18 @@ class MatrixFactorization:
         users, items = (share_of_step(blocks.n_ratings, n_lines) for n_lines in (blocks.n_users, blocks.n_items))
         return Training(blocks, hyper, step_rule, *where, (users, items))
 
-    def _train(self, training: Training, engine: Engine, checkpoint: Checkpoint | None, save_every: int) -> None:
+    def _train(
+        self,
+        training: Training,
+        engine: Engine,
+        checkpoint: Checkpoint | None,
+        save_every: int,
+        warm: Model | None = None,
+    ) -> None:
         n_epochs = self.epochs * max(1, self.posterior_samples)
         rules = StopRules(n_epochs, self.tol, self.target_cost, self.patience, self.max_seconds)
-        trainer = Trainer(training, rules, engine, checkpoint, save_every)
+        state = None if warm is None else warm_state(training, warm, self.epochs)
+        trainer = Trainer(training, rules, engine, checkpoint, save_every, state)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:
@@ -316,70 +353,84 @@ class MatrixFactorization:
                 )
                 model = Model.of_training(training, progress.state, history)
                 if model.is_finite:
-                    self._model = model
+                    self._model = model if warm is None else with_new(warm, model)
             with contextlib.suppress(ClusterError):
                 engine.everywhere(let_go, training.blocks.path, training.folder)
 
-    def _check(self) -> None:
-        """Refuse hyperparameters out of their range, and make plain numbers of the others."""
-        whole: dict[str, tuple[float, float]] = {
-            "rank": (1, MAX_RANK),
-            "epochs": (1, 2**31),
-            "patience": (0, 2**31),
-            "posterior_samples": (0, MAX_SAMPLES),
-            "seed": (0, 2**63 - 1),
-        }
-        optional = [name for name in ("target_cost", "max_seconds") if getattr(self, name) is not None]
-        real = dict.fromkeys(["step_decay", "tol", *optional], (0.0, math.inf))
-        for limits, kind, number in (whole, numbers.Integral, int), (real, numbers.Real, float):
-            for name, (low, high) in limits.items():
-                value = getattr(self, name)
-                is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-                if not is_number or not low <= value <= high:
-                    raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
-                setattr(self, name, number(value))
-        self._check_regs()
-        self._check_loss()
-        if self.step_size != "auto":
-            is_number = isinstance(self.step_size, numbers.Real) and not isinstance(self.step_size, bool)
-            if not is_number or not 0 < self.step_size < math.inf:
-                raise ValueError(f"step_size is {self.step_size!r}; it can be 'auto' or a positive number")
-            self.step_size = float(self.step_size)
+    def partial_fit(self, ratings: Blocks | str | Path | npt.NDArray[Any], **options: Any) -> Self:
+        """Train on more ratings, from where training ended: `fit` with `start` at this model itself.
 
-    def _check_regs(self) -> None:
-        for name in ("reg", "bias_reg", "l1_reg"):
-            value = getattr(self, name)
-            if name == "reg" and value == "auto":
-                continue
-            is_pair = isinstance(value, tuple | list) and len(value) == 2
-            regs = list(value) if is_pair else [value]
-            if not all(_is_number(reg) and 0 <= reg < math.inf for reg in regs):
-                auto = "'auto', " if name == "reg" else ""
-                raise ValueError(
-                    f"{name} is {value!r}; it can be {auto}a number from 0 on, or two of them, for users and for items"
-                )
-            setattr(self, name, tuple(map(float, regs)) if is_pair else float(value))
+        Users and items of these ratings that are known go on from their factors; those that are not are added; all
+        others stay as they are.
 
-    def _check_loss(self) -> None:
-        if self.loss not in LOSSES:
-            similar = difflib.get_close_matches(str(self.loss), LOSSES, n=1)
-            hint = f"; did you mean {similar[0]!r}?" if similar else ""
-            raise ValueError(f"loss is {self.loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
-        if self.bounds is not None:
-            is_pair = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2
-            if not (is_pair and all(map(_is_number, self.bounds)) and self.bounds[0] < self.bounds[1]):
-                raise ValueError(f"bounds is {self.bounds!r}; it can be two numbers, the lower one first, or None")
-            self.bounds = float(self.bounds[0]), float(self.bounds[1])
-            if not LOSSES[self.loss].may_be_bounded:
-                fitting = ", ".join(repr(name) for name, loss in LOSSES.items() if loss.may_be_bounded)
-                raise ValueError(f"bounds are for the losses {fitting}; loss is {self.loss!r}")
-        if self.posterior_samples:
-            for name, value in {"loss": "squared", "bounds": None, "nonnegative": False, "l1_reg": 0.0}.items():
-                if getattr(self, name) != value:
-                    raise ValueError(
-                        f"{name} is {getattr(self, name)!r} with posterior_samples, which are of squared errors and "
-                        f"free factors; leave {name} out, or posterior_samples"
-                    )
+        Parameters
+        ----------
+        ratings : Blocks, str, Path or array of shape (n_users, n_items)
+            New ones only; as for `fit`.
+        **options
+            Those of `fit`.
+
+        Returns
+        -------
+        MatrixFactorization
+            Itself; its `history_` is of the new ratings.
+
+        Raises
+        ------
+        NotFittedError
+            Before training.
+        RatingsError
+            As `fit`, or if ids are of another type than those trained on.
+        """
+        return self.fit(ratings, start=self, **options)
+
+    def fold_in(
+        self, ratings: Blocks | str | Path | npt.NDArray[Any], *, is_set: IsSet = not_nan, **options: Any
+    ) -> Self:
+        """Add users by their ratings, without training: the items stay as they are, and each user is solved for.
+
+        A user that was trained on is solved for anew, from these ratings only; so give all that the user has.
+
+        Parameters
+        ----------
+        ratings : Blocks, str, Path or array of shape (n_users, n_items)
+            As for `fit`. Those of items that were not trained on do not count.
+        is_set : callable
+            As for `fit`.
+        **options
+            For raw ratings: options of `block_ratings`, such as `user`, `item` and `rating`.
+
+        Returns
+        -------
+        MatrixFactorization
+            Itself.
+
+        Raises
+        ------
+        NotFittedError
+            Before training.
+        ValueError
+            If the loss is not that of squared errors, factors have bounds, or an L1 penalty.
+        RatingsError
+            If the ratings do not hold what they should, or ids are of another type than those trained on.
+
+        References
+        ----------
+        .. [1] Y. Zhou, D. Wilkinson, R. Schreiber, R. Pan, "Large-Scale Parallel Collaborative Filtering for the
+           Netflix Prize", AAIM 2008: the regression, as half a step of ALS.
+        """
+        model = self.model_
+        if not model.normalisation.objective.is_plain or any(pair(self.l1_reg)):
+            raise ValueError(
+                "fold_in solves for squared errors of free factors without an L1 penalty; take partial_fit instead"
+            )
+        reg, _ = self._reg(
+            model.normalisation, int(model.users.counts.sum()), len(model.users.ids) + len(model.items.ids)
+        )
+        place = {"rank": self.rank, "seed": self.seed, "client": None}
+        with blocks_of(ratings, is_set, place, options) as blocks:
+            self._model = fold_in(model, blocks, reg, pair(self.bias_reg)[0], self.seed)
+        return self
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -569,15 +620,6 @@ def load(path: str | Path) -> MatrixFactorization:
     mf = MatrixFactorization(**settings)
     mf._model = model
     return mf
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _pair(value: float | Pair) -> Pair:
-    """Return a number for users and one for items."""
-    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

@@ -1,7 +1,8 @@
 """Factor blocks: the first ones, copies to write to, and files of them.
 
 A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32). For a block of a
-chain of draws those of its mean follow, and the ratings of each row (float32). Its shape and its checksum stand in the
+chain of draws those of its mean follow, and the ratings of each row (float32); where training goes on from a model, the
+shares of the step of each row do (float32). Its shape and its checksum stand in the
 manifest of the checkpoint that names it.
 
 A block that was saved stays in memory until it is fetched in the same process, so that the next generation starts
@@ -34,6 +35,7 @@ class Saved(NamedTuple):
     n_rows: int
     checksum: int
     has_mean: bool = False
+    has_shares: bool = False
 
 
 class First(NamedTuple):
@@ -148,7 +150,8 @@ def _stacked(stacked: Stacked, folder: Folder | None, rank: int) -> FactorBlock:
 
 def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
     """Read a factor block from its file, as `fetch` does when it is not in memory."""
-    n_rows, n_floats = saved.n_rows, saved.n_rows * ((2 if saved.has_mean else 1) * (rank + 1) + saved.has_mean)
+    n_rows = saved.n_rows
+    n_floats = n_rows * ((2 if saved.has_mean else 1) * (rank + 1) + saved.has_mean + saved.has_shares)
     data = empty_bytes(FLOAT_BYTES * n_floats)
     folder.read_into(saved.name, 0, data)
     if zlib.crc32(data.data) != saved.checksum:
@@ -161,9 +164,10 @@ def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
         factors[:, :rank] = floats[begin:end].reshape(n_rows, rank)
         return FactorBlock(factors, floats[end : end + n_rows].copy())
 
-    if not saved.has_mean:
-        return frozen(block(0))
-    return frozen(block(0)._replace(mean=block(n_rows * (rank + 1)), counts=floats[-n_rows:].copy()))
+    found, last = block(0), floats[n_floats - n_rows :].copy()
+    if saved.has_mean:
+        found = found._replace(mean=block(n_rows * (rank + 1)), counts=last)
+    return frozen(found._replace(shares=last) if saved.has_shares else found)
 
 
 def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool) -> Saved:
@@ -175,7 +179,7 @@ def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool)
         with _lock:
             _kept[str(folder), name] = side
     checksum = functools.reduce(lambda checksum, array: zlib.crc32(array.data, checksum), arrays, 0)
-    return Saved(name, len(side.biases), checksum, side.mean is not None)
+    return Saved(name, len(side.biases), checksum, side.mean is not None, side.shares is not None)
 
 
 def verify(saved: Saved, folder: Folder, rank: int, keep: bool) -> str:

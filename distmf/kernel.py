@@ -18,7 +18,7 @@ import numpy.typing as npt
 from distmf.buffers import CACHE_LINE, aligned_copy, aligned_empty
 from distmf.compiled import compiled
 from distmf.encoding import Encoding
-from distmf.losses import Constants, Objective
+from distmf.losses import Constants, Normalisation, Objective
 from distmf.vectors import LANES, Form, Steps, ask_for_group, step_of_group
 
 MAX_RANK = 512
@@ -90,17 +90,20 @@ class FactorBlock(NamedTuple):
         Of the draws so far, where they are drawn from the posterior.
     counts : float32, shape (n,), or None
         Ratings of each, there.
+    shares : float32, shape (n,), or None
+        Of the step size, where training goes on from a model.
     """
 
     factors: Factors
     biases: npt.NDArray[np.float32]
     mean: "FactorBlock | None" = None
     counts: npt.NDArray[np.float32] | None = None
+    shares: npt.NDArray[np.float32] | None = None
 
     def arrays(self) -> list[npt.NDArray[np.float32]]:
-        """Return all arrays."""
+        """Return all arrays; first those that change."""
         more = [] if self.mean is None or self.counts is None else [*self.mean.arrays(), self.counts]
-        return [self.factors, self.biases, *more]
+        return [self.factors, self.biases, *more, *([] if self.shares is None else [self.shares])]
 
 
 class Tiles(NamedTuple):
@@ -161,27 +164,9 @@ class Hyperparameters(NamedTuple):
     mean_weight: float = 1.0
 
     @property
-    def has_sigmoid(self) -> bool:
-        """Whether ratings are predicted by a sigmoid of the score."""
-        return self.objective.is_bounded or self.objective.loss == "logistic"
-
-    @property
-    def bounds_of_sigmoid(self) -> Pair | None:
-        """Between what ratings a sigmoid predicts, None if predictions are scores."""
-        if not self.has_sigmoid:
-            return None
-        low, width = self.objective.constants[:2] if self.objective.is_bounded else (-1.0, 2.0)
-        return self.mean + self.scale * low, self.mean + self.scale * (low + width)
-
-    @property
-    def unit_of_scores(self) -> float:
-        """What a score of 1 is for who predicts: so many ratings, or the argument of a sigmoid."""
-        return self.objective.constants.slope if self.has_sigmoid else self.scale
-
-    @property
-    def score_of_mean(self) -> float:
-        """What is added to biases and products by who predicts."""
-        return self.objective.constants.offset if self.has_sigmoid else self.mean
+    def normalisation(self) -> Normalisation:
+        """How ratings become numbers that the kernel works on."""
+        return Normalisation(self.mean, self.scale, self.objective)
 
     def steps(self, step_size: float) -> Steps:
         """Return the step size and its products with every λ."""

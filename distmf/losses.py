@@ -10,7 +10,7 @@ Its first argument has the functions: the module `numpy`, or `lanes.Functions`.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 LossName = Literal["squared", "absolute", "huber", "poisson", "logistic", "hinge", "squared_hinge"]
 
@@ -185,3 +185,45 @@ class Objective(NamedTuple):
         predicted, slope = sigmoid(m, score, at)
         cost, pull = formula(m, value, predicted, at)
         return cost, pull * slope
+
+
+class Normalisation(NamedTuple):
+    """How ratings become numbers about zero, of unit spread: (rating − mean) / scale; and what is minimised on them."""
+
+    mean: float
+    scale: float
+    objective: Objective = Objective()
+
+    @property
+    def _has_sigmoid(self) -> bool:
+        return self.objective.is_bounded or self.objective.loss == "logistic"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between what ratings a sigmoid predicts, None if predictions are scores."""
+        if not self._has_sigmoid:
+            return None
+        low, width = self.objective.constants[:2] if self.objective.is_bounded else (-1.0, 2.0)
+        return self.mean + self.scale * low, self.mean + self.scale * (low + width)
+
+    @property
+    def unit_of_scores(self) -> float:
+        """What a score of 1 is for who predicts: so many ratings, or the argument of a sigmoid."""
+        return self.objective.constants.slope if self._has_sigmoid else self.scale
+
+    @property
+    def score_of_mean(self) -> float:
+        """What is added to biases and products by who predicts."""
+        return self.objective.constants.offset if self._has_sigmoid else self.mean
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for a JSON file."""
+        objective = {**self.objective._asdict(), "constants": self.objective.constants._asdict()}
+        return {"mean": self.mean, "scale": self.scale, **objective}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        """Return what `to_json` wrote."""
+        mean, scale, constants = (saved[name] for name in ("mean", "scale", "constants"))
+        objective = {name: saved[name] for name in ("loss", "is_bounded", "nonnegative")}
+        return cls(mean, scale, Objective(**objective, constants=Constants(**constants)))

@@ -1,184 +1,37 @@
 """Trained factors and their ids -> predictions and recommendations; and the folder they are saved in.
 
-model.json                    format version, hyperparameters, mean, observed range, history
+model.json                    format version, hyperparameters, normalisation, observed range, history
 users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count (ratings trained on), by ascending id
 """
 
-import functools
 import math
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from distmf.blocks import PARTS, Blocks
-from distmf.buffers import give_back_idle_memory
-from distmf.errors import NotFittedError, RatingsError
-from distmf.factors import FLOAT_BYTES, Source, fetch
-from distmf.filesystem import is_local
+from distmf.errors import NotFittedError
+from distmf.factors import FLOAT_BYTES
 from distmf.graph import State, of_all_chains
 from distmf.grid import BlockKey
 from distmf.history import History
-from distmf.ids import salt
 from distmf.langevin import SIDES
-from distmf.memory import GATHERED_BYTES
+from distmf.losses import Normalisation
 from distmf.numbering import IdMap
+from distmf.sides import Float32, Side, as_ids
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
 KIND = Kind("distmf model", 3, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
-ROWS_AT_ONCE = 1 << 12  # of factors that are put in order
 SCORES_AT_ONCE = 1 << 24
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
-Float32 = npt.NDArray[np.float32]
 Bound = Literal["mean", "optimistic", "pessimistic"]
 BOUNDS: dict[Bound, int] = {"mean": 0, "optimistic": 1, "pessimistic": -1}  # standard deviations
-
-
-@dataclass(frozen=True)
-class Side:
-    """Users or items of a model.
-
-    Attributes
-    ----------
-    ids : pa.Array, shape (n,)
-        Raw ids, ascending.
-    factors : float32, shape (n, rank)
-        P or Q.
-    biases : float32, shape (n,)
-        b_u or b_i.
-    counts : int64, shape (n,)
-        Ratings trained on.
-    draws : float32, shape (n, samples, rank + 1), or None
-        Draws from the posterior, of the factors and of the bias.
-    """
-
-    ids: pa.Array
-    factors: Float32
-    biases: Float32
-    counts: npt.NDArray[np.int64]
-    draws: Float32 | None = None
-
-    @classmethod
-    def of_training(cls, training: Training, name: Literal["user", "item"], state: State) -> Self:
-        """Return the side of trained factor blocks, in units of the ratings, of which one at a time is in memory.
-
-        Where the row blocks lie on disk, so do the factors of the users: in files that are gone when nobody uses them.
-        """
-        table = training.blocks.ids(name)
-        order = pc.sort_indices(table["id"]).to_numpy()
-        positions = np.empty(len(order), dtype=np.min_scalar_type(len(order)))
-        positions[order] = np.arange(len(order), dtype=positions.dtype)
-        ids, counts = table["id"].take(pa.array(order)).combine_chunks(), table["count"].to_numpy()[order]
-        del table, order
-        scale = training.hyper.unit_of_scores
-        if training.chain_rule is None:
-            return cls(ids, *_gathered(training, name, state, positions, math.sqrt(scale)), counts)
-        averaging, averaged = of_all_chains(training, state)
-        factors, biases = _gathered(averaging, name, averaged, positions, math.sqrt(scale))
-        drawing, drawn = of_all_chains(training, state, draws=True)
-        units = np.full((len(drawn.chains), training.rank + 1), math.sqrt(scale), dtype=np.float32)
-        units[:, -1] = scale  # biases
-        draws, _ = _gathered(drawing, name, drawn, positions, units.ravel())
-        return cls(ids, factors, biases, counts, draws.reshape(len(ids), *units.shape))
-
-    @functools.cached_property
-    def map(self) -> IdMap:
-        """Positions of ids."""
-        return IdMap(self.ids, salt(0, "model"))
-
-    def positions(self, ids: Any, name: str) -> npt.NDArray[np.int64]:
-        """Return the position of each id, -1 for those that were not trained on."""
-        found = self.map.numbers(as_ids(ids, self.ids.type, name))
-        return np.where(self.counts[found] > 0, found, -1) if len(self.ids) else found
-
-    def table(self) -> pa.Table:
-        """Return the side as a table, for a file."""
-        rank = self.factors.shape[1]
-        factors = pa.FixedSizeListArray.from_arrays(pa.array(self.factors.reshape(-1)), rank)
-        columns = {"id": self.ids, "bias": self.biases, "factors": factors, "count": self.counts}
-        if self.draws is not None:
-            flat = pa.array(self.draws.reshape(-1))
-            columns["draws"] = pa.FixedSizeListArray.from_arrays(flat, math.prod(self.draws.shape[1:]))
-        return pa.table(columns)
-
-    @classmethod
-    def from_table(cls, table: pa.Table, rank: int) -> Self:
-        """Return the side that `table` made; `rank` is that of a draw, if there are any."""
-        columns = {name: table[name].combine_chunks() for name in table.column_names}
-        n, factors = len(table), columns["factors"].flatten().to_numpy(zero_copy_only=False)
-        draws = columns["draws"].flatten().to_numpy(zero_copy_only=False) if "draws" in columns else None
-        return cls(
-            columns["id"],
-            factors.reshape(n, -1) if n else factors.reshape(0, rank),
-            columns["bias"].to_numpy(),
-            columns["count"].to_numpy(),
-            None if draws is None else draws.reshape(n, -1, rank + 1),
-        )
-
-    @functools.cached_property
-    def squares(self) -> Float32:
-        """Mean squares of the draws over all that were trained on: float32, shape (samples, rank + 1)."""
-        assert self.draws is not None
-        known = self.draws[self.counts > 0]
-        return np.asarray(np.einsum("nsk,nsk->sk", known, known) / np.float32(len(known)))
-
-
-def _gathered(
-    training: Training, name: Literal["user", "item"], state: State, positions: npt.NDArray[Any], units: Any
-) -> tuple[Float32, Float32]:
-    """Return the factors, in some units of ratings, and the biases of a side at their positions."""
-    sources, n, rank = state.rows if name == "user" else state.cols, len(positions), training.rank
-    biases = np.empty(n, dtype=np.float32)
-    if name == "item" or not training.rows_on_disk:
-        factors = np.empty((n, rank), dtype=np.float32)
-        _gather(training, sources, positions, 0, units, factors, biases)
-        return factors, biases
-    part = np.empty((max(1, GATHERED_BYTES // (FLOAT_BYTES * rank)), rank), dtype=np.float32)
-    with tempfile.TemporaryFile(dir=_local_folder(training)) as file:
-        for begin in range(0, n, len(part)):
-            part = part[: n - begin]
-            _gather(training, sources, positions, begin, units, part, biases)
-            file.write(part.data)
-        file.flush()
-        return np.asarray(np.memmap(file, np.float32, "r", shape=(n, rank))), biases
-
-
-def _gather(
-    training: Training,
-    sources: Sequence[Source],
-    positions: npt.NDArray[Any],
-    begin: int,
-    units: Any,
-    factors: Float32,
-    biases: Float32,
-) -> None:
-    """Put the rows of factor blocks at their positions from `begin` on, as far as `factors` goes, and all biases."""
-    scale, rank, first = np.float32(training.hyper.unit_of_scores), training.rank, 0
-    units = np.asarray(units, dtype=np.float32)
-    for source in sources:
-        block = fetch(source, training.folder, rank)
-        there = positions[first : first + len(block.biases)].astype(np.int64)
-        first += len(there)
-        biases[there] = block.biases * scale
-        rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
-        for some in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
-            factors[there[some] - begin] = block.factors[some, :rank] * units
-        give_back_idle_memory()
-
-
-def _local_folder(training: Training) -> str | None:
-    """Return a folder on a local disk with space for factors; None for where temporary files go."""
-    folder = training.folder
-    return folder.path if folder and is_local(folder.fs) else None
 
 
 class Recommendations(NamedTuple):
@@ -256,11 +109,10 @@ class Model(NamedTuple):
 
     users: Side
     items: Side
-    global_bias: float
+    normalisation: Normalisation
     rating_range: tuple[float, float]
     history: History
     noise_std: float | None = None  # of the ratings, where there are draws from the posterior
-    bounds: tuple[float, float] | None = None  # between which predictions are sigmoids of scores, if they are
 
     @classmethod
     def of_training(cls, training: Training, state: State, history: History) -> Self:
@@ -271,10 +123,12 @@ class Model(NamedTuple):
             _, state = of_all_chains(training, state)
             variance = np.mean([1 / chain.noise_precision for chain in state.chains])
             noise_std = math.sqrt(variance) * training.hyper.scale
-        hyper = training.hyper
-        return cls(
-            users, items, hyper.score_of_mean, training.blocks.rating_range, history, noise_std, hyper.bounds_of_sigmoid
-        )
+        return cls(users, items, training.hyper.normalisation, training.blocks.rating_range, history, noise_std)
+
+    @property
+    def global_bias(self) -> float:
+        """What is added to biases and products."""
+        return self.normalisation.score_of_mean
 
     @property
     def is_finite(self) -> bool:
@@ -364,8 +218,8 @@ class Model(NamedTuple):
 
     def _rated(self, scores: Float32, *, clip: bool) -> Float32:
         """Return the ratings that scores stand for; they may be changed in place."""
-        if self.bounds is not None:
-            low, high = self.bounds
+        if (bounds := self.normalisation.bounds) is not None:
+            low, high = bounds
             with np.errstate(over="ignore"):  # e^∞ is what it ought to be
                 scores = np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
         return np.clip(scores, *self.rating_range, out=scores) if clip else scores
@@ -405,11 +259,10 @@ class Model(NamedTuple):
         content = {
             "distmf": version("distmf"),
             "hyperparameters": settings,
-            "global_bias": self.global_bias,
+            "normalisation": self.normalisation.to_json(),
             "rating_range": self.rating_range,
             "history": self.history.to_json(),
             "noise_std": self.noise_std,
-            "bounds": self.bounds,
         }
         folder.write_manifest(KIND, content)
 
@@ -422,9 +275,10 @@ class Model(NamedTuple):
             Side.from_table(folder.read_table(name, checksum), settings["rank"])
             for name, checksum in manifest["checksums"].items()
         )
-        bias, rating_range = manifest["global_bias"], tuple(manifest["rating_range"])
-        bounds = manifest["bounds"] and tuple(manifest["bounds"])
-        return cls(users, items, bias, rating_range, history, manifest["noise_std"], bounds), settings
+        normalisation = Normalisation.from_json(manifest["normalisation"])
+        return cls(
+            users, items, normalisation, tuple(manifest["rating_range"]), history, manifest["noise_std"]
+        ), settings
 
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:
@@ -438,32 +292,3 @@ def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:
     values = np.take_along_axis(scores, order, axis=1)
     inner = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(order, inner, axis=1), np.take_along_axis(values, inner, axis=1)
-
-
-def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
-    """Return ids as an Arrow array of the kind that a model knows.
-
-    Raises
-    ------
-    RatingsError
-        If they are strings where the model has integers, or the reverse, or something else, or null.
-    """
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    if isinstance(ids, pa.Array):
-        array = ids
-    else:
-        ids = [ids] if np.ndim(ids) == 0 else ids
-        try:
-            array = pa.array(ids)
-        except OverflowError:
-            array = pa.array(ids, type=pa.uint64())
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    if len(array) == 0:
-        return array.cast(id_type)
-    if array.null_count or is_text == pa.types.is_integer(id_type) or not (is_text or pa.types.is_integer(array.type)):
-        what = f"{array.null_count} nulls" if array.null_count else f"type {array.type}"
-        raise RatingsError(f"{name} ids of {what} were given, but the model's {name} ids are {id_type}")
-    return pc.cast(array, pa.large_string()) if is_text else array

@@ -1,24 +1,15 @@
 """Blocks and a loss -> how ratings become the numbers that the kernel works on, and the constants of its formulas."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from distmf.blocks import Blocks
-from distmf.losses import LOSSES, Constants, LossName, Objective
+from distmf.losses import LOSSES, Constants, LossName, Normalisation, Objective
 
 SAMPLED = 1 << 20  # ratings, of which median and deviation are taken
 STD_OF_DEVIATION = 1.4826  # of a normal distribution, over its median deviation
 LEAST_SHARE = 0.01  # of the interval on either side of the mean, for the slope of the sigmoid there
-
-
-class Normalisation(NamedTuple):
-    """How ratings become numbers about zero, of unit spread: (rating − mean) / scale; and what is minimised on them."""
-
-    mean: float
-    scale: float
-    objective: Objective
 
 
 def normalise(

@@ -94,6 +94,10 @@ class StepRule(NamedTuple):
         """Return the state of the first epoch."""
         return StepState(0, self.start, None)
 
+    def planned(self, epochs: int) -> float:
+        """Return the sum of the step sizes of so many epochs, as far as it is known at the beginning."""
+        return sum(self.step_size(StepState(n, self.start * self.decay**n, None)) for n in range(epochs))
+
     def step_size(self, state: StepState) -> float:
         """Return η of the epoch that `state` is of: on the straight line to zero, if there is one.
 

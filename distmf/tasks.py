@@ -100,6 +100,8 @@ class Training(NamedTuple):
         How the step size goes on; or how a chain of draws does.
     shares : pair of float
         Shares of the step size that all users, and all items, take; see `stepsize.share_of_step`.
+    is_warm : bool
+        Whether it goes on from a model, and each factor block has shares of its own.
     rank, seed : int
         Number of latent factors; of all that is random.
     folder : Folder or None
@@ -116,6 +118,7 @@ class Training(NamedTuple):
     folder: Folder | None = None
     rows_on_disk: bool = False
     shares: tuple[float, float] = (1.0, 1.0)
+    is_warm: bool = False
 
     @property
     def chain_rule(self) -> LangevinRule | None:
@@ -129,7 +132,7 @@ class Training(NamedTuple):
     @property
     def is_shared(self) -> bool:
         """Whether there are rows or columns that take less than all of the step size."""
-        return self.chain_rule is not None or self.shares != (1.0, 1.0)
+        return self.chain_rule is not None or self.is_warm or self.shares != (1.0, 1.0)
 
 
 def load_rows(source: Source, training: Training) -> Visited:
@@ -216,6 +219,8 @@ def _shares(training: Training, state: Any, rows: FactorBlock, cols: FactorBlock
         assert rows.counts is not None
         assert cols.counts is not None
         return rule.shares(state, "user", rows.counts), rule.shares(state, "item", cols.counts)
+    if rows.shares is not None and cols.shares is not None:
+        return rows.shares, cols.shares
     if training.shares == (1.0, 1.0):
         return None
     of_rows, of_cols = (

@@ -115,6 +115,8 @@ class Trainer:
         Where progress is kept, and where it is taken up; needed if `training` has a folder.
     save_every : int
         Epochs from one checkpoint to the next.
+    start : State or None
+        Before the first epoch; None for new factors.
     """
 
     training: Training
@@ -122,6 +124,7 @@ class Trainer:
     engine: Engine
     checkpoint: Checkpoint | None = None
     save_every: int = 1
+    start: State | None = None
     progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
@@ -129,7 +132,7 @@ class Trainer:
     _cost_of_mean: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
-        first = first_state(self.training)
+        first = self._first = self.start or first_state(self.training)
         give_back_idle_memory()  # of the tables of counts
         self.progress = (self.checkpoint and self.checkpoint.restore(first, self._is_whole)) or Progress(
             first, first, first
@@ -357,7 +360,7 @@ class Trainer:
                 "different sizes, a reg or bias_reg far above 1, or a step_decay above 1"
             )
         if in_a_row > ROLLBACKS_BEFORE_RESTART and state.epoch:
-            state, in_a_row = first_state(self.training), 0
+            state, in_a_row = self._first, 0
             step = rule.first()._replace(base=step.base)
         n_epochs = state.epoch
         self.progress = Progress(

@@ -144,7 +144,7 @@ def test_fit__is_the_same_with_the_row_blocks_on_disk(
         return original(*args)._replace(rows_on_disk=True)
 
     monkeypatch.setattr("distmf.factorization.plan_memory", plan_memory)
-    monkeypatch.setattr("distmf.model.GATHERED_BYTES", 333 * 4 * 5)  # in three parts
+    monkeypatch.setattr("distmf.sides.GATHERED_BYTES", 333 * 4 * 5)  # in three parts
     options: dict[str, Any] = {"checkpoint": tmp_path / "c"} if checkpoint else {}
     if checkpoint:
         MatrixFactorization(5, epochs=3).fit(blocks, threads=2, **options)

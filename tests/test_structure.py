@@ -28,8 +28,9 @@ counting fitting tasks graph
 scattering
 merging
 blocking
-model checkpoint normalisation
-trainer
+sides checkpoint normalisation
+model
+trainer folding warm parameters
 factorization datasets
 evaluate describe options simulation footprint
 demo plan

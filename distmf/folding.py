@@ -1,0 +1,184 @@
+"""Users who were not trained on: their ratings and the items' factors -> theirs, each by one ridge regression.
+
+With the items fixed, the best p_u and b_u of a user solve, for z = (q_i, 1) and the errors y = r − μ − b_i so far,
+
+    (Σ w z zᵀ + Λ) (p_u, b_u) = Σ w y z
+
+where Λ is that of training: λ σ on the factors and λ_b on the bias, for each rating. For draws from the posterior,
+every chain has a solution of its own, with its prior and the precision of the noise; and what is drawn is drawn from
+the normal distribution of that mean and precision.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distmf.blocks import Blocks
+from distmf.grid import BlockKey
+from distmf.model import Model
+from distmf.progress import Progress
+from distmf.sides import Float32, Side
+
+JITTER = 1e-9  # of the mean of the diagonal: without any λ, users of few ratings have many solutions
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Regressor:
+    """Items as they are fixed for one solution.
+
+    Attributes
+    ----------
+    items : float64, shape (n_items, rank + 1)
+        q_i, and 1.
+    biases : float64, shape (n_items,)
+        b_i.
+    each, once : float64, shape (rank + 1,)
+        The diagonal of Λ: for each rating, and once for a user.
+    """
+
+    items: Floats
+    biases: Floats
+    each: Floats
+    once: Floats
+
+    @classmethod
+    def of(cls, factors: Any, biases: Any, each: Any, once: Any) -> "Regressor":
+        """Return the items with those factors and biases."""
+        items = np.ones((len(biases), factors.shape[1] + 1))
+        items[:, :-1] = factors
+        diagonal = np.zeros(items.shape[1])
+        return cls(items, np.asarray(biases, dtype=np.float64), diagonal + each, diagonal + once)
+
+    def system(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> tuple[Floats, Floats]:
+        """Return the matrix and the right side for one user, whose ratings are less their mean."""
+        z = self.items[cols]
+        weighted = z * weights[:, None]
+        matrix = z.T @ weighted
+        matrix[np.diag_indices_from(matrix)] += (
+            self.each * weights.sum() + self.once + JITTER * np.trace(matrix) / len(z.T)
+        )
+        return matrix, weighted.T @ (ratings - self.biases[cols])
+
+
+def fold_in(model: Model, blocks: Blocks, reg: float, bias_reg: float, seed: int) -> Model:
+    """Return a model that also has the users of some ratings; of items that it does not have, the ratings do not count.
+
+    Parameters
+    ----------
+    model : Model
+        Of squared errors.
+    blocks : Blocks
+        The ratings.
+    reg, bias_reg : float
+        λ and λ_b of users, per rating, as in training.
+    seed : int
+        Of draws.
+    """
+    cols_of = model.items.positions(blocks.ids("item")["id"], "item")
+    solver = _Draws(model, seed) if model.users.draws is not None else _Ridge(model, reg, bias_reg)
+    ids, n_left_out = [], 0
+    progress = Progress(logger, "folding in", blocks.n_ratings)
+    all_ids = blocks.ids("user")["id"].combine_chunks()
+    for row in range(blocks.shape.rows):
+        rows, cols, ratings, weights = _ratings_of(blocks, row)
+        known = cols_of[cols] >= 0
+        n_left_out += int(np.count_nonzero(~known))
+        order = np.flatnonzero(known)[np.argsort(rows[known], kind="stable")]
+        for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+            if len(some):
+                ids.append(int(rows[some[0]]))
+                solver.add(cols_of[cols[some]], ratings[some] - model.global_bias, weights[some])
+        progress.advance(len(rows))
+    logger.info(
+        "folded in: %s users; %s of %s ratings are of items that were not trained on, and left out",
+        *(f"{n:,}" for n in (len(ids), n_left_out, blocks.n_ratings)),
+    )
+    if not ids:
+        return model
+    return model._replace(users=model.users.updated(solver.side(all_ids.take(pa.array(ids)))))
+
+
+def _ratings_of(blocks: Blocks, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats]:
+    """Return row and column numbers, ratings and weights, whose mean is 1, of a row block."""
+    mean_weight = blocks.moments.n / blocks.n_ratings
+
+    def parts() -> Iterator[tuple[Any, Any, Any, Any]]:
+        for col in range(blocks.shape.cols):
+            key = BlockKey(row, col)
+            found = blocks.read(key, "train")
+            weights = np.ones(len(found.values)) if found.weights is None else found.weights / mean_weight
+            yield *blocks.numbers(key, "train"), found.encoding.decode(found.values), weights
+
+    rows, cols, ratings, weights = (np.concatenate(arrays) for arrays in zip(*parts(), strict=True))
+    return rows, cols, ratings.astype(np.float64), weights.astype(np.float64)
+
+
+class _Solver:
+    """Solves for one user after the other."""
+
+    def __init__(self) -> None:
+        self.factors: list[Float32] = []
+        self.biases: list[float] = []
+        self.counts: list[int] = []
+        self.draws: list[Float32] = []
+
+    def side(self, ids: pa.Array) -> Side:
+        """Return all users so far, by ascending id."""
+        draws = np.array(self.draws, dtype=np.float32) if self.draws else None
+        factors, biases = np.array(self.factors, dtype=np.float32), np.array(self.biases, dtype=np.float32)
+        return Side(ids, factors, biases, np.array(self.counts, dtype=np.int64), draws).in_order()
+
+
+class _Ridge(_Solver):
+    """One regression for each user."""
+
+    def __init__(self, model: Model, reg: float, bias_reg: float) -> None:
+        super().__init__()
+        each = [*[reg * model.normalisation.scale] * model.items.factors.shape[1], bias_reg]
+        self._items = Regressor.of(model.items.factors, model.items.biases, each, 0.0)
+
+    def add(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> None:
+        found = np.linalg.solve(*self._items.system(cols, ratings, weights))
+        self.factors.append(found[:-1])
+        self.biases.append(float(found[-1]))
+        self.counts.append(len(cols))
+
+
+class _Draws(_Solver):
+    """A regression on the mean of each chain, for the predictions, and one on its last draw, to draw from."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        super().__init__()
+        assert model.users.draws is not None
+        assert model.items.draws is not None
+        assert model.noise_std is not None
+        self._rng, self._tau = np.random.default_rng([seed, len(model.users.ids)]), model.noise_std**-2
+        n_chains, width = model.items.draws.shape[1:]
+        self._root = np.sqrt(n_chains)
+        means = model.items.factors.reshape(len(model.items.ids), n_chains, width - 1) * self._root
+        priors = 1 / np.maximum(model.users.squares, np.finfo(np.float32).tiny) / self._tau
+        of_draws = model.items.draws
+        self._means = [Regressor.of(means[:, n], model.items.biases, 0.0, priors[n]) for n in range(n_chains)]
+        self._lasts = [Regressor.of(of_draws[:, n, :-1], of_draws[:, n, -1], 0.0, priors[n]) for n in range(n_chains)]
+
+    def add(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> None:
+        means = np.array([np.linalg.solve(*items.system(cols, ratings, weights)) for items in self._means])
+        self.factors.append((means[:, :-1] / self._root).ravel())
+        self.biases.append(float(means[:, -1].mean()))
+        draws = []
+        for items in self._lasts:
+            matrix, right = items.system(cols, ratings, weights)
+            noise = self._rng.standard_normal(len(right)) / np.sqrt(self._tau)
+            lower = np.linalg.cholesky(matrix)
+            draws.append(np.linalg.solve(lower.T, np.linalg.solve(lower, right) + noise))
+        self.draws.append(np.array(draws))
+        self.counts.append(len(cols))

@@ -1,0 +1,104 @@
+"""The hyperparameters of the estimator: checked, and made plain numbers. Pure: no files, no Dask."""
+
+import difflib
+import math
+import numbers
+from typing import Any
+
+from distmf.kernel import MAX_RANK, Pair
+from distmf.losses import LOSSES
+
+MAX_SAMPLES = 1024
+WHOLE = {
+    "rank": (1, MAX_RANK),
+    "epochs": (1, 2**31),
+    "patience": (0, 2**31),
+    "posterior_samples": (0, MAX_SAMPLES),
+    "seed": (0, 2**63 - 1),
+}
+REAL = "step_decay", "tol", "target_cost", "max_seconds"  # from 0 on; the last two may be None
+OPTIONAL = "target_cost", "max_seconds"
+REGS = "reg", "bias_reg", "l1_reg"
+OF_POSTERIORS = {"loss": "squared", "bounds": None, "nonnegative": False, "l1_reg": 0.0}
+
+
+def checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters as plain numbers, and refuse those out of their range.
+
+    Raises
+    ------
+    ValueError
+        If one is out of its range, or two do not go together.
+    """
+    found = dict(given)
+    for name, (low, high) in WHOLE.items():
+        found[name] = _number(name, given[name], low, high, whole=True)
+    for name in REAL:
+        if name not in OPTIONAL or given[name] is not None:
+            found[name] = _number(name, given[name], 0.0, math.inf, whole=False)
+    for name in REGS:
+        found[name] = _regs(name, given[name])
+    if given["step_size"] != "auto":
+        if not is_number(given["step_size"]) or given["step_size"] <= 0:
+            raise ValueError(f"step_size is {given['step_size']!r}; it can be 'auto' or a positive number")
+        found["step_size"] = float(given["step_size"])
+    found["bounds"] = _bounds(given["bounds"])
+    _check_loss(found)
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Return whether something is a finite number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def pair(value: float | Pair) -> Pair:
+    """Return a number for users and one for items."""
+    return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
+
+
+def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
+    if not is_number(value) or (whole and not isinstance(value, numbers.Integral)) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
+    return int(value) if whole else float(value)
+
+
+def _regs(name: str, value: Any) -> float | Pair | str:
+    """Return a number, or one for users and one for items, or "auto"."""
+    if name == "reg" and value == "auto":
+        return "auto"
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    regs = list(value) if is_pair else [value]
+    if not all(is_number(reg) and reg >= 0 for reg in regs):
+        auto = "'auto', " if name == "reg" else ""
+        raise ValueError(
+            f"{name} is {value!r}; it can be {auto}a number from 0 on, or two of them, for users and for items"
+        )
+    return (float(regs[0]), float(regs[1])) if is_pair else float(value)
+
+
+def _bounds(value: Any) -> Pair | None:
+    if value is None:
+        return None
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    if not (is_pair and all(map(is_number, value)) and value[0] < value[1]):
+        raise ValueError(f"bounds is {value!r}; it can be two numbers, the lower one first, or None")
+    return float(value[0]), float(value[1])
+
+
+def _check_loss(found: dict[str, Any]) -> None:
+    loss = found["loss"]
+    if loss not in LOSSES:
+        similar = difflib.get_close_matches(str(loss), LOSSES, n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise ValueError(f"loss is {loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
+    if found["bounds"] is not None and not LOSSES[loss].may_be_bounded:
+        fitting = ", ".join(repr(name) for name, other in LOSSES.items() if other.may_be_bounded)
+        raise ValueError(f"bounds are for the losses {fitting}; loss is {loss!r}")
+    if found["posterior_samples"]:
+        for name, value in OF_POSTERIORS.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"{name} is {found[name]!r} with posterior_samples, which are of squared errors and free factors; "
+                    f"leave {name} out, or posterior_samples"
+                )
