@@ -28,7 +28,7 @@ from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_man
 from distmf.counting import COUNTS, SIDES, Counted, Settings, Values, count_buckets, count_ratings, merge_counts
 from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
-from distmf.errors import RatingsError
+from distmf.errors import ParameterError, RatingsError
 from distmf.fitting import Fitting
 from distmf.grid import MAX_BLOCKS, BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
@@ -121,14 +121,14 @@ def block_ratings(
         If the cluster is lost, or a task keeps killing its workers.
     """
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
+        raise ParameterError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
     if duplicates not in ("keep", "mean", "error"):
-        raise ValueError(f"duplicates is {duplicates!r}; it can be 'keep', 'mean' or 'error'")
+        raise ParameterError(f"duplicates is {duplicates!r}; it can be 'keep', 'mean' or 'error'")
     for name, value, least in ("rank", rank, 1), ("seed", seed, 0):
         if not isinstance(value, numbers.Integral) or not least <= value < 2**63:
-            raise ValueError(f"{name} is {value!r}; it is a whole number, at least {least}")
+            raise ParameterError(f"{name} is {value!r}; it is a whole number, at least {least}")
     if grid and not all(1 <= n <= MAX_BLOCKS for n in grid):
-        raise ValueError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
+        raise ParameterError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
     budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
     ratings = open_ratings(source, Columns(user, item, rating, weight))
     settings, id_types = Settings(int(seed), float(holdout), duplicates), tuple(ratings.id_types.values())
@@ -210,11 +210,11 @@ def blocks_of(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If something is given that these ratings have no use for.
     """
     if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
-        raise ValueError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
+        raise ParameterError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
     if isinstance(ratings, str | Path) and not is_blocks(ratings):
         with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
             try:
@@ -224,7 +224,7 @@ def blocks_of(
             yield blocks
         return
     if options:
-        raise ValueError(
+        raise ParameterError(
             f"{', '.join(options)} can only be given with raw ratings; blocks and matrices are as they are"
         )
     if isinstance(ratings, Blocks):
@@ -233,7 +233,7 @@ def blocks_of(
         yield open_blocks(ratings)
     else:
         if settings["client"] is not None:
-            raise ValueError("a matrix is trained on in threads of this process; client is for ratings in files")
+            raise ParameterError("a matrix is trained on in threads of this process; client is for ratings in files")
         path = f"memory://distmf-{uuid.uuid4().hex}"
         try:
             yield block_matrix(*set_entries(ratings, is_set), path, settings["seed"])

@@ -18,7 +18,7 @@ from distmf.blocks import is_blocks, open_blocks
 from distmf.clock import STARTED
 from distmf.demo import run_demo
 from distmf.describe import describe
-from distmf.errors import DistMFError, NotFittedError
+from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.evaluate import Evaluation
 from distmf.factorization import HYPERPARAMETERS, MatrixFactorization, load
 from distmf.losses import LOSSES
@@ -41,6 +41,7 @@ from distmf.options import (
     say,
     seed_option,
     threads_option,
+    weight_option,
 )
 from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
@@ -60,6 +61,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ParameterError as err:
+            raise click.UsageError(str(err), ctx) from err
         except (DistMFError, OSError) as err:
             click.echo(f"distmf: {err}", err=True)
             ctx.exit(1)
@@ -155,6 +158,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     help="Average over so many chains of draws from the posterior; there is no --reg to choose then.  [default: 0]",
 )
 @seed_option
+@click.option("--start", metavar="MODEL", help="Go on from a model: known ids keep their factors, new ones are added.")
 @click.option("--checkpoint", metavar="FOLDER", help="Save progress here; a folder or URL that all workers see.")
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
@@ -170,11 +174,15 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
     what `distmf block` made. MODEL is a folder, or the URL of one; a model that is there is replaced. The options from
     --user to --duplicates are for raw ratings.
 
+    With --start, the ratings are new ones, and what is not given by options is as in the model gone on from.
+
     With --checkpoint and --resume, the same command line does for the first run and for every restart: whatever was
     killed, the model is the same in the end.
     """
     given = given_options(given)
-    mf = MatrixFactorization(**{name: given.pop(name) for name in HYPERPARAMETERS if name in given})
+    hyperparameters = {name: given.pop(name) for name in HYPERPARAMETERS if name in given}
+    start = load(given.pop("start")) if "start" in given else None
+    mf = MatrixFactorization(**{**(start.hyperparameters if start else {}), **hyperparameters})
     places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads", "memory")
     where = {name: given.pop(name) for name in (*places, "checkpoint", "checkpoint_every", "resume") if name in given}
     if where.get("checkpoint") == "":
@@ -194,7 +202,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
         refuse_nested(free_folder(model, MODEL), *map(Folder.at, others))  # an error now, not after the work
         try:
             with client_for(where) as client:
-                mf.fit(ratings_or_blocks, client=client, **where, **given)
+                mf.fit(ratings_or_blocks, start=start, client=client, **where, **given)
         except KeyboardInterrupt as interrupt:
             with contextlib.suppress(NotFittedError):
                 mf.save(model)
@@ -222,6 +230,30 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             "diagnosis": diagnosis.codes,
         }
         report(found, f"{history.summary()}\n{diagnosis}\nsaved in {model} after {found['seconds']:.1f} s")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("ratings_or_blocks")
+@click.argument("out")
+@column_options
+@rating_option
+@weight_option
+@output_options
+def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Add users by their ratings, without training.
+
+    The items of MODEL stay as they are, and each user of RATINGS_OR_BLOCKS (Parquet, or what `distmf block` made) is
+    solved for; users that MODEL has are solved for anew, from these ratings only. The model with all of them is saved
+    in OUT, which may be MODEL.
+    """
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        mf = load(model)
+        n_before = len(mf.user_ids_)
+        refuse_nested(free_folder(out, MODEL))
+        mf.fold_in(ratings_or_blocks, **given_options(given)).save(out)
+        found = {"n_users": len(mf.user_ids_), "n_new": len(mf.user_ids_) - n_before, "path": out}
+        report(found, f"{found['n_new']:,} users added; the model of {found['n_users']:,} users is saved in {out}")
 
 
 @main.command()

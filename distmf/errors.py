@@ -2,6 +2,7 @@
 
 DistMFError
 ├── RatingsError        (ValueError)       the input does not hold what it should
+├── ParameterError      (ValueError)       an option is out of its range, or two of them do not go together
 ├── MemoryBudgetError   (ValueError)       a task would not fit; raised before any task is sent
 ├── DivergedError       (ArithmeticError)  no step size keeps the cost finite
 ├── ClusterError        (RuntimeError)     a Dask cluster is not there, is gone, or cannot do the work
@@ -17,6 +18,10 @@ class DistMFError(Exception):
 
 class RatingsError(DistMFError, ValueError):
     """The ratings do not hold what they should: a missing column, a null id, a rating that is no number."""
+
+
+class ParameterError(DistMFError, ValueError):
+    """A hyperparameter or an option is out of its range, or does not go together with another."""
 
 
 class MemoryBudgetError(DistMFError, ValueError):

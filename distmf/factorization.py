@@ -18,7 +18,7 @@ from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.diagnosis import Diagnosis, diagnose
 from distmf.engine import Engine
 from distmf.engines import check_grid, open_engine
-from distmf.errors import ClusterError, NotFittedError
+from distmf.errors import ClusterError, NotFittedError, ParameterError
 from distmf.folding import fold_in
 from distmf.history import History, Stopped
 from distmf.kernel import Hyperparameters, Pair
@@ -218,7 +218,7 @@ class MatrixFactorization:
 
         Raises
         ------
-        ValueError
+        ParameterError
             If a hyperparameter is out of its range, or arguments contradict one another.
         RatingsError
             If the ratings do not hold what they should.
@@ -238,15 +238,17 @@ class MatrixFactorization:
             setattr(self, name, value)
         warm = None if start is None else self._fitting(start)
         if resume and checkpoint is None:
-            raise ValueError("resume needs a checkpoint: give the folder that the training to go on with was given")
+            raise ParameterError("resume needs a checkpoint: give the folder that the training to go on with was given")
         if checkpoint is not None and not str(checkpoint):
-            raise ValueError("checkpoint is ''; give a folder or a URL")
+            raise ParameterError("checkpoint is ''; give a folder or a URL")
         if not isinstance(checkpoint_every, numbers.Integral) or checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
+            raise ParameterError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
         if checkpoint_every > 1 and checkpoint is None and client is None:
-            raise ValueError("checkpoint_every needs a checkpoint: give a folder to save factors and history to")
+            raise ParameterError("checkpoint_every needs a checkpoint: give a folder to save factors and history to")
         if memory is not None and client is not None:
-            raise ValueError("memory is for threads of this process; the workers of a cluster have limits of their own")
+            raise ParameterError(
+                "memory is for threads of this process; the workers of a cluster have limits of their own"
+            )
         limit = usable_memory(memory)
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(open_engine(client, threads))
@@ -284,9 +286,9 @@ class MatrixFactorization:
         for name in ("rank", "loss", "bounds", "nonnegative", "posterior_samples"):
             here, there = getattr(self, name), getattr(start, name)
             if here != there:
-                raise ValueError(f"{name} is {here!r}, but {there!r} in the model to start from; take the same")
+                raise ParameterError(f"{name} is {here!r}, but {there!r} in the model to start from; take the same")
         if self.posterior_samples:
-            raise ValueError(
+            raise ParameterError(
                 "draws from the posterior cannot go on from a model; train anew on all ratings, or fold in new users"
             )
         return start.model_
@@ -309,7 +311,7 @@ class MatrixFactorization:
             chains = self.posterior_samples, self.epochs
             rule = LangevinRule(*chains, self.rank, self.seed, blocks.n_ratings, (n_users, n_items))
             if blocks.layout.is_weighted:
-                raise ValueError("posterior_samples take no weights; block the ratings again without them")
+                raise ParameterError("posterior_samples take no weights; block the ratings again without them")
             return Training(blocks, Hyperparameters(mean, scale), rule, *where)
         if self.step_size == "auto":
             step_rule = StepRule(start_for(*size), self.step_decay, self.epochs)
@@ -409,7 +411,7 @@ class MatrixFactorization:
         ------
         NotFittedError
             Before training.
-        ValueError
+        ParameterError
             If the loss is not that of squared errors, factors have bounds, or an L1 penalty.
         RatingsError
             If the ratings do not hold what they should, or ids are of another type than those trained on.
@@ -421,7 +423,7 @@ class MatrixFactorization:
         """
         model = self.model_
         if not model.normalisation.objective.is_plain or any(pair(self.l1_reg)):
-            raise ValueError(
+            raise ParameterError(
                 "fold_in solves for squared errors of free factors without an L1 penalty; take partial_fit instead"
             )
         reg, _ = self._reg(
@@ -582,9 +584,9 @@ class MatrixFactorization:
             are left, the scores end in -inf.
         """
         if n < 1:
-            raise ValueError(f"n is {n}; at least 1 item can be recommended")
+            raise ParameterError(f"n is {n}; at least 1 item can be recommended")
         if bound not in BOUNDS:
-            raise ValueError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
+            raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
         blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
         is_single = np.ndim(user_ids) == 0 and not isinstance(user_ids, pa.Array | pa.ChunkedArray)
         found = self.model_.recommend(user_ids, n, blocks, bound)
@@ -617,7 +619,7 @@ def load(path: str | Path) -> MatrixFactorization:
         If there is none, or it is damaged or of another version.
     """
     model, settings = Model.load(Folder.at(path))
-    mf = MatrixFactorization(**settings)
+    mf = MatrixFactorization(**checked(settings))  # JSON knows no pairs
     mf._model = model
     return mf
 

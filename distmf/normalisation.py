@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from distmf.blocks import Blocks
+from distmf.errors import RatingsError
 from distmf.losses import LOSSES, Constants, LossName, Normalisation, Objective
 
 SAMPLED = 1 << 20  # ratings, of which median and deviation are taken
@@ -19,7 +20,7 @@ def normalise(
 
     Raises
     ------
-    ValueError
+    RatingsError
         If the ratings are none that the loss is for, or beyond the bounds.
     """
     kind, moments, (lowest, highest) = LOSSES[loss], blocks.moments, blocks.rating_range
@@ -31,7 +32,7 @@ def normalise(
         return _with(loss, (lowest + highest) / 2, (highest - lowest) / 2, constants, nonnegative=nonnegative)
     if loss == "poisson":
         if lowest < 0 or mean <= 0:
-            raise ValueError(f"loss 'poisson' is for counts and other amounts, but ratings are from {lowest:g} on")
+            raise RatingsError(f"loss 'poisson' is for counts and other amounts, but ratings are from {lowest:g} on")
         return _with(loss, mean, scale, Constants(offset=mean / scale), nonnegative=nonnegative)
     if kind.is_robust:
         mean, scale = _robust(blocks, mean, scale)
@@ -39,7 +40,7 @@ def normalise(
         return _with(loss, mean, scale, Constants(), nonnegative=nonnegative)
     low, high = bounds
     if not low <= lowest <= highest <= high:
-        raise ValueError(
+        raise RatingsError(
             f"bounds are {low:g} and {high:g}, but there are ratings from {lowest:g} to {highest:g}; all must be within"
         )
     share = min(1 - LEAST_SHARE, max(LEAST_SHARE, (mean - low) / (high - low)))
@@ -61,7 +62,7 @@ def _refuse_values(blocks: Blocks, loss: LossName) -> None:
     if len(values) != 2 or not blocks.rating_range[0] < blocks.moments.mean < blocks.rating_range[1]:
         shown = ", ".join(f"{value:g}" for value in values[:3]) + (", …" if len(values) > 3 else "")
         there = f"{len(values)} values: {shown}" if values else "more than 256 values, or means of duplicates"
-        raise ValueError(f"loss {loss!r} is for ratings of two values, as 0 and 1, or -1 and 1; here are {there}")
+        raise RatingsError(f"loss {loss!r} is for ratings of two values, as 0 and 1, or -1 and 1; here are {there}")
 
 
 def _robust(blocks: Blocks, mean: float, scale: float) -> tuple[float, float]:

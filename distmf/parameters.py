@@ -5,6 +5,7 @@ import math
 import numbers
 from typing import Any
 
+from distmf.errors import ParameterError
 from distmf.kernel import MAX_RANK, Pair
 from distmf.losses import LOSSES
 
@@ -27,7 +28,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If one is out of its range, or two do not go together.
     """
     found = dict(given)
@@ -40,7 +41,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
         found[name] = _regs(name, given[name])
     if given["step_size"] != "auto":
         if not is_number(given["step_size"]) or given["step_size"] <= 0:
-            raise ValueError(f"step_size is {given['step_size']!r}; it can be 'auto' or a positive number")
+            raise ParameterError(f"step_size is {given['step_size']!r}; it can be 'auto' or a positive number")
         found["step_size"] = float(given["step_size"])
     found["bounds"] = _bounds(given["bounds"])
     _check_loss(found)
@@ -59,7 +60,7 @@ def pair(value: float | Pair) -> Pair:
 
 def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
     if not is_number(value) or (whole and not isinstance(value, numbers.Integral)) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; it can be from {low} to {high}")
+        raise ParameterError(f"{name} is {value!r}; it can be from {low} to {high}")
     return int(value) if whole else float(value)
 
 
@@ -71,7 +72,7 @@ def _regs(name: str, value: Any) -> float | Pair | str:
     regs = list(value) if is_pair else [value]
     if not all(is_number(reg) and reg >= 0 for reg in regs):
         auto = "'auto', " if name == "reg" else ""
-        raise ValueError(
+        raise ParameterError(
             f"{name} is {value!r}; it can be {auto}a number from 0 on, or two of them, for users and for items"
         )
     return (float(regs[0]), float(regs[1])) if is_pair else float(value)
@@ -82,7 +83,7 @@ def _bounds(value: Any) -> Pair | None:
         return None
     is_pair = isinstance(value, tuple | list) and len(value) == 2
     if not (is_pair and all(map(is_number, value)) and value[0] < value[1]):
-        raise ValueError(f"bounds is {value!r}; it can be two numbers, the lower one first, or None")
+        raise ParameterError(f"bounds is {value!r}; it can be two numbers, the lower one first, or None")
     return float(value[0]), float(value[1])
 
 
@@ -91,14 +92,14 @@ def _check_loss(found: dict[str, Any]) -> None:
     if loss not in LOSSES:
         similar = difflib.get_close_matches(str(loss), LOSSES, n=1)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise ValueError(f"loss is {loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
+        raise ParameterError(f"loss is {loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
     if found["bounds"] is not None and not LOSSES[loss].may_be_bounded:
         fitting = ", ".join(repr(name) for name, other in LOSSES.items() if other.may_be_bounded)
-        raise ValueError(f"bounds are for the losses {fitting}; loss is {loss!r}")
+        raise ParameterError(f"bounds are for the losses {fitting}; loss is {loss!r}")
     if found["posterior_samples"]:
         for name, value in OF_POSTERIORS.items():
             if found[name] != value:
-                raise ValueError(
+                raise ParameterError(
                     f"{name} is {found[name]!r} with posterior_samples, which are of squared errors and free factors; "
                     f"leave {name} out, or posterior_samples"
                 )

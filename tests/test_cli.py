@@ -398,3 +398,55 @@ def test_interrupt__while_compiling_ends_it(folder: Path, tmp_path: Path) -> Non
         assert done.returncode == 130, done.stderr
         assert "Traceback" not in done.stderr
         assert "Exception ignored" not in done.stderr
+
+
+def test_train__takes_losses_bounds_weights_and_pairs(folder: Path, tmp_path: Path) -> None:
+    table = TABLE.append_column("w", pa.array(np.full(len(TABLE), 2.0)))
+    source = write(tmp_path / "w.parquet", table)
+    options = "--rank", 4, "--epochs", 3, "--loss", "huber", "--bounds", 0.5, 5.5, "--reg", "0.1,0.05", "--weight", "w"
+    found = as_json(run("train", source, tmp_path / "m", *options, "--bias-reg", 0.01, "--l1-reg", "0.001,0", "--json"))
+    assert (found["measure"], found["train_rmse"]) == ("Huber loss", None)
+    assert 0 < found["train_error"] < 2
+    mf = distmf.load(tmp_path / "m")
+    assert (mf.loss, mf.bounds, mf.reg, mf.l1_reg) == ("huber", (0.5, 5.5), (0.1, 0.05), (0.001, 0.0))
+    assert 0.5 < as_json(run("evaluate", tmp_path / "m", source, "--json"))["rmse"] < 1
+    inspected = as_json(run("inspect", tmp_path / "m", "--json"))
+    assert inspected["train_error"] == found["train_error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--loss", "logistic"), 1, "two values, as 0 and 1, or -1 and 1; here are 5 values: 1, 2, 3"),
+        (("--loss", "log"), 2, "is not one of"),
+        (("--bounds", 2, 4), 1, "bounds are 2 and 4, but there are ratings from 1 to 5"),
+        (("--bounds", 4, 2), 2, "two numbers, the lower one first"),
+        (("--reg", "1,2,3"), 2, "more than two numbers"),
+        (("--reg", "1,x"), 2, "'x' is not a valid FLOAT[,FLOAT]|auto"),
+        (("--l1-reg", "auto"), 2, "'auto' is not a valid FLOAT[,FLOAT]"),
+        (("--nonnegative", "--posterior-samples", 2), 2, "leave nonnegative out, or posterior_samples"),
+    ],
+)
+def test_train__refuses_losses_in_words(
+    options: tuple[Any, ...], code: int, message: str, folder: Path, tmp_path: Path
+) -> None:
+    done = run("train", folder / "blocks", tmp_path / "m", "--rank", 4, *options)
+    assert (done.exit_code, "Traceback" in done.output) == (code, False)
+    assert message in done.output
+
+
+def test_fold_in__and_start_add_users(folder: Path, tmp_path: Path) -> None:
+    new = TABLE.slice(0, 50).set_column(0, "user_id", pa.array(np.repeat(np.arange(10_000, 10_010), 5)))
+    source = write(tmp_path / "new.parquet", new)
+    found = as_json(run("fold-in", folder / "model", source, tmp_path / "folded", "--json"))
+    assert (found["n_users"], found["n_new"]) == (210, 10)
+    assert as_json(run("evaluate", tmp_path / "folded", source, "--json"))["n_unseen"] == 0
+    found = as_json(run("train", source, tmp_path / "more", "--start", folder / "model", "--epochs", 2, "--json"))
+    assert found["epochs"] == 2
+    assert as_json(run("inspect", tmp_path / "more", "--json"))["n_users"] == 210
+    done = run("train", source, tmp_path / "other", "--start", folder / "model", "--rank", 5)
+    assert done.exit_code == 2
+    assert "rank is 5, but 8 in the model to start from" in done.output
+    done = run("fold-in", folder / "model", folder / "blocks", tmp_path / "x", "--user", "u")
+    assert done.exit_code == 2
+    assert "user can only be given with raw ratings" in done.output

@@ -1,0 +1,182 @@
+"""New users and more ratings, without training anew."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import distmf
+from distmf import MatrixFactorization, block_ratings
+from distmf.errors import NotFittedError, RatingsError
+from tests.helpers import files, write
+
+N_USERS, N_ITEMS, RANK = 400, 120, 3
+POSTERIOR = {"posterior_samples": 2, "epochs": 60}
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    """Give ratings of a third of all pairs, by users 1000, 1001, …, and which of them are to test on."""
+    rng = np.random.default_rng(0)
+    users, items = np.nonzero(rng.random((N_USERS, N_ITEMS)) < 0.33)
+    P, Q = rng.normal(size=(N_USERS, RANK)), rng.normal(size=(N_ITEMS, RANK))
+    ratings = (P[users] * Q[items]).sum(axis=1) + 0.3 * rng.normal(size=len(users)) + np.sin(users)
+    columns = {"user_id": 1000 + users, "item_id": items, "rating": ratings.astype(np.float32)}
+    return pa.table({**columns, "is_test": rng.random(len(users)) < 0.2})
+
+
+class Parts:
+    """Ratings of old users and of new ones, in files."""
+
+    def __init__(self, table: pa.Table, folder: Path) -> None:
+        is_new, is_test = pc.greater_equal(table["user_id"], 1300), table["is_test"]
+        columns = ["user_id", "item_id", "rating"]
+
+        def part(name: str, mask: Any) -> Path:
+            return write(folder / f"{name}.parquet", table.filter(mask).select(columns))
+
+        self.all = part("all", pc.invert(is_test))
+        self.old = part("old", pc.and_not(pc.invert(is_new), is_test))
+        self.new = part("new", pc.and_not(is_new, is_test))
+        self.test_old = part("test-old", pc.and_(pc.invert(is_new), is_test))
+        self.test_new = part("test-new", pc.and_(is_new, is_test))
+
+
+@pytest.fixture
+def parts(table: pa.Table, tmp_path: Path) -> Parts:
+    return Parts(table, tmp_path)
+
+
+def rmse(mf: MatrixFactorization, path: Path) -> float:
+    return distmf.evaluate(mf, path)["rmse"]
+
+
+@pytest.mark.parametrize("options", [{"reg": 0.02}, POSTERIOR], ids=["sgd", "posterior"])
+def test_fold_in__predicts_new_users_nearly_as_training_does(options: dict[str, Any], parts: Parts) -> None:
+    mf = MatrixFactorization(RANK, **{"epochs": 60, **options}).fit(parts.old)
+    before, unknown = rmse(mf, parts.test_old), rmse(mf, parts.test_new)
+    everything = MatrixFactorization(RANK, **{"epochs": 60, **options}).fit(parts.all)
+    mf.fold_in(parts.new)
+    assert rmse(mf, parts.test_new) < 1.06 * rmse(everything, parts.test_new) < 0.4 * unknown
+    assert rmse(mf, parts.test_old) == before
+    assert distmf.evaluate(mf, parts.test_new)["n_unseen"] == 0
+    assert len(mf.user_ids_) == N_USERS
+    assert (np.diff(mf.user_ids_) > 0).all()
+    if options is POSTERIOR:
+        found = distmf.evaluate(mf, parts.test_new)
+        assert found["within_90"] == pytest.approx(0.9, abs=0.05)
+
+
+def test_fold_in__solves_the_regression(parts: Parts, tmp_path: Path) -> None:
+    mf = MatrixFactorization(RANK, reg=(0.03, 0.1), bias_reg=(0.05, 0.2)).fit(parts.old)
+    scale = mf.model_.normalisation.scale
+    columns = {"user_id": [7, 7, 7, 7], "item_id": [3, 1, 4, 99_999], "rating": [1.0, -1.0, 2.0, 5.0]}
+    mf.fold_in(write(tmp_path / "one.parquet", columns))
+    at = np.searchsorted(mf.item_ids_, [3, 1, 4])
+    Q = np.column_stack([mf.item_factors_[at], np.ones(3)]).astype(np.float64)
+    errors = np.array([1.0, -1.0, 2.0]) - mf.global_bias_ - mf.item_biases_[at]
+    expected = np.linalg.solve(Q.T @ Q + 3 * np.diag([0.03 * scale] * RANK + [0.05]), Q.T @ errors)
+    assert mf.user_ids_[0] == 7
+    np.testing.assert_allclose(mf.user_factors_[0], expected[:-1], rtol=1e-4)
+    assert mf.user_biases_[0] == pytest.approx(expected[-1], rel=1e-4)
+    assert mf.model_.users.counts[0] == 3
+
+
+def test_fold_in__of_weights_is_that_of_repeated_ratings(parts: Parts, tmp_path: Path) -> None:
+    once = {"user_id": [7, 7, 8], "item_id": [3, 1, 5], "rating": [1.0, -1.0, 2.0], "w": [2.0, 1.0, 3.0]}
+    twice = {"user_id": [7, 7, 7, 8, 8, 8], "item_id": [3, 3, 1, 5, 5, 5], "rating": [1.0, 1.0, -1.0, 2.0, 2.0, 2.0]}
+    first = MatrixFactorization(RANK, epochs=5).fit(parts.old)
+    first.save(tmp_path / "m")
+    second = distmf.load(tmp_path / "m")
+    first.fold_in(write(tmp_path / "w.parquet", once), weight="w", grid=(1, 1))
+    second.fold_in(write(tmp_path / "t.parquet", twice), grid=(1, 1))
+    np.testing.assert_allclose(first.user_factors_[:2], second.user_factors_[:2], rtol=1e-3)
+
+
+def test_fold_in__solves_anew_for_known_users(parts: Parts, tmp_path: Path) -> None:
+    mf = MatrixFactorization(RANK, reg=0.02, epochs=60).fit(parts.old)
+    trained: npt.NDArray[np.float32] = mf.user_factors_
+    mf.fold_in(parts.old)
+    assert np.corrcoef(mf.user_factors_.ravel(), trained.ravel())[0, 1] > 0.99
+    mf.save(tmp_path / "m")
+    np.testing.assert_array_equal(distmf.load(tmp_path / "m").user_factors_, mf.user_factors_)
+
+
+def test_fold_in__does_not_depend_on_the_grid(parts: Parts, tmp_path: Path) -> None:
+    found = []
+    for n, grid in enumerate([(1, 1), (3, 2)]):
+        mf = MatrixFactorization(RANK, epochs=5).fit(parts.old)
+        found.append(mf.fold_in(block_ratings(parts.new, tmp_path / str(n), grid=grid)).user_factors_)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_fold_in__refuses(parts: Parts, tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        MatrixFactorization(RANK).fold_in(parts.new)
+    with pytest.raises(ValueError, match="fold_in solves for squared errors"):
+        MatrixFactorization(RANK, loss="huber", epochs=2).fit(parts.old).fold_in(parts.new)
+    mf = MatrixFactorization(RANK, epochs=2).fit(parts.old)
+    names = {"user_id": ["a", "b"], "item_id": [1, 2], "rating": [1.0, 2.0]}
+    with pytest.raises(RatingsError, match="ids of type large_string were given"):
+        mf.fold_in(write(tmp_path / "s.parquet", names), grid=(1, 1))
+
+
+def test_partial_fit__learns_new_users_and_keeps_what_is_known(parts: Parts) -> None:
+    mf = MatrixFactorization(RANK, reg=0.02, epochs=60).fit(parts.old)
+    before, unknown, factors = rmse(mf, parts.test_old), rmse(mf, parts.test_new), mf.user_factors_
+    n_before = int(mf.model_.items.counts.sum())
+    mf.partial_fit(parts.new)
+    assert rmse(mf, parts.test_new) < 0.4 * unknown
+    assert rmse(mf, parts.test_old) < 1.03 * before
+    assert len(mf.user_ids_) == N_USERS
+    np.testing.assert_array_equal(mf.user_factors_[:300], factors)  # nothing is new about them
+    n_new = int(mf.model_.users.counts[300:].sum())
+    assert int(mf.model_.items.counts.sum()) == n_before + n_new
+
+
+def test_partial_fit__is_better_than_nothing_for_known_users(table: pa.Table, tmp_path: Path) -> None:
+    is_late = np.random.default_rng(1).random(len(table)) < 0.2
+    columns, is_test = ["user_id", "item_id", "rating"], table["is_test"].to_numpy()
+    early, late, test = (
+        write(tmp_path / f"{name}.parquet", table.filter(pa.array(mask)).select(columns))
+        for name, mask in (("early", ~is_late & ~is_test), ("late", is_late & ~is_test), ("test", is_test))
+    )
+    mf = MatrixFactorization(RANK, epochs=40).fit(early)
+    before = rmse(mf, test)
+    mf.partial_fit(late)
+    assert rmse(mf, test) < before
+
+
+def test_partial_fit__is_the_same_anywhere_and_after_a_stop(parts: Parts, tmp_path: Path) -> None:
+    blocks = block_ratings(parts.new, tmp_path / "b", grid=(3, 3))
+    MatrixFactorization(RANK, epochs=5).fit(parts.old).save(tmp_path / "m")
+    found = []
+    for name, threads, checkpoint in (("one", 1, None), ("two", 2, tmp_path / "c"), ("resumed", 2, tmp_path / "d")):
+        mf = distmf.load(tmp_path / "m")
+        if name == "resumed":
+            mf.max_seconds = 0.0  # stops after the first epoch
+            mf.partial_fit(blocks, checkpoint=checkpoint)
+            assert len(mf.history_) < 5
+            mf = distmf.load(tmp_path / "m")
+            mf.partial_fit(blocks, checkpoint=checkpoint, resume=True)
+        else:
+            mf.partial_fit(blocks, threads=threads, checkpoint=checkpoint)
+        mf.max_seconds = None
+        mf.save(tmp_path / name)
+        found.append(files(tmp_path / name))
+    assert found[0] == found[1] == found[2]
+
+
+def test_fit__starts_only_from_a_model_of_its_kind(parts: Parts) -> None:
+    start = MatrixFactorization(RANK, epochs=2).fit(parts.old)
+    with pytest.raises(ValueError, match="rank is 5, but 3 in the model to start from"):
+        MatrixFactorization(5).fit(parts.new, start=start)
+    with pytest.raises(ValueError, match="loss is 'huber', but 'squared'"):
+        MatrixFactorization(RANK, loss="huber").fit(parts.new, start=start)
+    draws = MatrixFactorization(RANK, posterior_samples=1, epochs=4).fit(parts.old)
+    with pytest.raises(ValueError, match="draws from the posterior cannot go on"):
+        draws.partial_fit(parts.new)
