@@ -31,10 +31,11 @@ blocking
 model checkpoint
 trainer
 factorization datasets
-evaluate describe options simulation footprint
+halving
+evaluate tuning describe options simulation footprint
 demo plan
 rates describe_plan
-plan_command
+plan_command tune_command
 cli
 """
 ORDER = {name: n for n, name in enumerate(LEVELS.split())}
@@ -45,7 +46,7 @@ RESTRICTED = {
     "llvmlite": {"compiled", "vectors"},
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
-    "click": {"cli", "options", "plan_command"},
+    "click": {"cli", "options", "plan_command", "tune_command"},
     "rich": {"options"},
     "fsspec": {"filesystem"},
 }
