@@ -48,6 +48,7 @@ from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
 from distmf.store import Folder, free_folder, new_file, refuse_nested
+from distmf.tune_command import tune
 
 logger = logging.getLogger("distmf.cli")
 
@@ -381,3 +382,4 @@ def inspect(path: str, as_json: bool, quiet: bool) -> None:
 
 
 main.add_command(plan)
+main.add_command(tune)

@@ -149,7 +149,7 @@ block_options = options(
     click.option(
         "--holdout",
         type=Number(0, 1, max_open=True),
-        help="Share of the ratings to validate on.  [default: 0]",
+        help="Share of the ratings to validate on.  [default: 0; to tune 0.1]",
     ),
     click.option(
         "--grid", type=Grid(), help="Numbers of row and column blocks.  [default: as coarse as memory allows]"

@@ -117,6 +117,8 @@ class Trainer:
         Epochs from one checkpoint to the next.
     start : State or None
         Before the first epoch; None for new factors.
+    has_baselines : bool
+        Whether simpler models are trained first, to compare with.
     """
 
     training: Training
@@ -125,6 +127,7 @@ class Trainer:
     checkpoint: Checkpoint | None = None
     save_every: int = 1
     start: State | None = None
+    has_baselines: bool = True
     progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
@@ -158,7 +161,7 @@ class Trainer:
         training = self.training
         kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.is_shared
         self.engine.everywhere(kernel.compile_for, *kind)
-        self.baselines = self._baselines()
+        self.baselines = self._baselines() if self.has_baselines else None
         event = self.progress.event
         if event == "time":  # that a training had does not count for the one that goes on with it
             event = None

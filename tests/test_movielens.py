@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distmf import MatrixFactorization
+from distmf import MatrixFactorization, tune
 
 FOLDER = Path(os.environ.get("DISTMF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RATINGS = FOLDER / "ml-1m.parquet"
@@ -20,3 +20,11 @@ def test_fit__with_the_defaults_reaches_0_850_on_movielens_1m(seed: int) -> None
     history = MatrixFactorization(seed=seed).fit(RATINGS, holdout=0.1).history_
     assert history.holdout_rmse is not None
     assert history.holdout_rmse <= 0.850
+
+
+def test_tune__beats_the_defaults_on_movielens_1m_and_says_so() -> None:
+    tuning = tune(RATINGS)
+    assert tuning.best.holdout_rmse is not None
+    assert tuning.defaults.holdout_rmse is not None
+    assert tuning.best.holdout_rmse < tuning.defaults.holdout_rmse - 0.001
+    assert f"% less than the {tuning.defaults.holdout_rmse:.4f} of the defaults" in tuning.verdict()

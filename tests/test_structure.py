@@ -32,10 +32,11 @@ sides checkpoint normalisation
 model
 trainer folding warm parameters
 factorization datasets
-evaluate describe options simulation footprint
+halving
+evaluate tuning describe options simulation footprint
 demo plan
 rates describe_plan
-plan_command
+plan_command tune_command
 cli
 """
 ORDER = {name: n for n, name in enumerate(LEVELS.split())}
@@ -46,7 +47,7 @@ RESTRICTED = {
     "llvmlite": {"compiled", "vectors", "lanes"},
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
-    "click": {"cli", "options", "plan_command"},
+    "click": {"cli", "options", "plan_command", "tune_command"},
     "rich": {"options"},
     "fsspec": {"filesystem"},
 }

@@ -1,0 +1,212 @@
+"""Ratings -> the hyperparameters that are best on their holdout, and how much better than the defaults they are."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distmf.blocking import blocks_of
+from distmf.blocks import Blocks, is_blocks
+from distmf.errors import ParameterError, RatingsError
+from distmf.factorization import MatrixFactorization
+from distmf.halving import Candidate, Halving, Reg, Settings, locked_folder
+from distmf.matrix import not_nan
+from distmf.parameters import checked
+from distmf.stepsize import reg_for
+
+RANKS = 16, 64, 256
+REG_FACTORS = 0.5, 0.7, 1.0, 1.4, 2.0  # of the automatic one
+EPOCHS = 10, 20
+HOLDOUT = 0.1  # of raw ratings
+
+_UNTUNED = MatrixFactorization()
+DEFAULTS = Settings(_UNTUNED.rank, "auto", _UNTUNED.epochs)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What `tune` found; printed, it is a table and a sentence.
+
+    Attributes
+    ----------
+    candidates : tuple of Candidate
+        Each with its settings and what it came to: those trained to the end, best first, then those dropped.
+    auto_reg : float
+        What `reg="auto"` is for these ratings.
+    seed : int
+        Of all trainings.
+    checkpoint : str or None
+        That of the best one, if a folder for it was given.
+    """
+
+    candidates: tuple[Candidate, ...]
+    auto_reg: float
+    seed: int
+    checkpoint: str | None = None
+
+    @property
+    def best(self) -> Candidate:
+        """The best candidate."""
+        return self.candidates[0]
+
+    @property
+    def defaults(self) -> Candidate:
+        """The candidate with the default settings."""
+        return next(candidate for candidate in self.candidates if candidate.settings == DEFAULTS)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The best settings, for `MatrixFactorization(**tuning.settings)`."""
+        return {**self.best.settings._asdict(), "seed": self.seed}
+
+    def verdict(self) -> str:
+        """Return in a sentence how much better the best settings are than the defaults."""
+        best, defaults = self.best.holdout_rmse, self.defaults.holdout_rmse
+        assert best is not None
+        if self.best is self.defaults:
+            return f"The defaults, {DEFAULTS}, are best: holdout RMSE {best:.4f}."
+        if defaults is None:
+            return f"Best is {self.best.settings}: holdout RMSE {best:.4f}. The defaults, {DEFAULTS}, diverge."
+        return (
+            f"Best is {self.best.settings}: holdout RMSE {best:.4f}, {100 * (1 - best / defaults):.2f} % less than the "
+            f"{defaults:.4f} of the defaults, {DEFAULTS}."
+        )
+
+    def __str__(self) -> str:
+        table = [("rank", "reg", "epochs", "holdout RMSE", "seconds", "")]
+        for each in self.candidates:
+            notes = {"best": each is self.best, "defaults": each is self.defaults, "dropped": not each.is_whole}
+            error = each.holdout_rmse
+            table.append(
+                (
+                    str(each.settings.rank),
+                    str(each.settings.reg),
+                    f"{each.done} of {each.settings.epochs}",
+                    "diverged" if error is None else f"{error:.4f}",
+                    f"{each.seconds:.1f}",
+                    ", ".join(note for note, holds in notes.items() if holds),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.rjust, row[:-1], widths)) + f"  {row[-1]}".rstrip() for row in table]
+        return "\n".join([*lines, f"reg auto is {self.auto_reg:.3g} here", self.verdict()])
+
+
+def tune(
+    ratings: Blocks | str | Path,
+    *,
+    ranks: Sequence[int] = RANKS,
+    regs: Sequence[Reg] | None = None,
+    epochs: Sequence[int] = EPOCHS,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    client: Any = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    **options: Any,
+) -> Tuning:
+    """Find the rank, reg and number of epochs that are best on the holdout.
+
+    Every combination is a candidate, and so are the defaults, which are trained to the end in any case. Of the others,
+    those of the same number of epochs are compared after half of them, and the best third goes on. Candidates are
+    trained one after the other, each on all threads or the whole cluster.
+
+    Parameters
+    ----------
+    ratings : Blocks, str or Path
+        Blocks with a holdout, or their path; or the path of raw ratings, which are blocked in a temporary folder first.
+    ranks : sequence of int
+        Ranks to try.
+    regs : sequence of float or "auto", optional
+        Values of `reg` to try; by default the automatic one, and 0.5, 0.7, 1.4 and 2 times as much.
+    epochs : sequence of int
+        Numbers of epochs to try.
+    seed : int
+        Of all trainings.
+    checkpoint : str or Path, optional
+        Folder or fsspec URL to keep checkpoints and results in, so that the same call goes on after whatever was
+        killed, and ends with the same result. By default they lie in a temporary folder beside the blocks.
+    client : distributed.Client, optional
+        Train on the workers of its cluster instead of threads of this process.
+    threads : int, optional
+        Threads to use, by default all cores.
+    memory : int or str, optional
+        Bytes that this process may use, as in `MatrixFactorization.fit`.
+    **options
+        For raw ratings: options of `block_ratings`, such as `user`, `item` and `rating`; `holdout` is 0.1 by default.
+
+    Returns
+    -------
+    Tuning
+        `print` shows all candidates and the verdict; `MatrixFactorization(**tuning.settings)` has the best settings.
+
+    Raises
+    ------
+    RatingsError
+        If there is no holdout, or the ratings do not hold what they should.
+    ParameterError
+        If a hyperparameter is out of its range, or there is none to try.
+    DivergedError
+        If all candidates diverge; if some do, they are the worst.
+    StoreError
+        If `checkpoint` holds something else, or the tuning of something else, or another driver works on it.
+    MemoryBudgetError, ClusterError
+        As in `MatrixFactorization.fit`.
+    KeyboardInterrupt
+        On Ctrl-C; the message says what is best so far.
+
+    References
+    ----------
+    .. [1] K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
+       2016.
+    """
+    for name, values in {"ranks": ranks, "regs": regs, "epochs": epochs}.items():
+        if values is not None and len(values) == 0:
+            raise ParameterError(f"{name} is empty; give at least one value to try, or leave it out")
+    _candidates(ranks, ["auto"] if regs is None else regs, epochs, seed)  # an error now, not after blocking
+    if isinstance(ratings, str | Path) and not is_blocks(ratings):
+        options = {"holdout": HOLDOUT, **options}
+    where = {"client": client, "threads": threads, "memory": memory}
+    with contextlib.ExitStack() as stack:
+        to_block = {**where, "rank": max(ranks), "seed": seed}
+        blocks = stack.enter_context(blocks_of(ratings, not_nan, to_block, options))
+        if not blocks.n_holdout:
+            source = ratings.path if isinstance(ratings, Blocks) else ratings
+            raise RatingsError(
+                f"{source}: nothing is held out to compare candidates on; block the ratings with holdout=0.1 "
+                "(--holdout 0.1)"
+            )
+        auto = reg_for(blocks.n_ratings, blocks.n_users + blocks.n_items)
+        default_regs: list[Reg] = ["auto" if share == 1 else float(f"{share * auto:.3g}") for share in REG_FACTORS]
+        candidates = _candidates(ranks, default_regs if regs is None else regs, epochs, seed)
+        lock = stack.enter_context(locked_folder(blocks, checkpoint))
+        # A checkpoint that nobody but this process will go on from is needed where it pauses.
+        where["checkpoint_every"] = max(epochs) if checkpoint is None and client is None else 1
+        halving = Halving(blocks, lock, candidates, seed, where)
+        try:
+            halving.run()
+        except KeyboardInterrupt as interrupt:
+            kept = "" if checkpoint is None else f"; the same command goes on from {lock.folder}"
+            raise KeyboardInterrupt(f"{_so_far(halving)}{kept}") from interrupt
+        ranked = sorted(halving.candidates, key=lambda each: (not each.is_whole, each.error()))
+        place = halving.checkpoint(halving.candidates.index(ranked[0]))
+    return Tuning(tuple(ranked), auto, seed, None if checkpoint is None else place)
+
+
+def _candidates(ranks: Sequence[int], regs: Sequence[Reg], epochs: Sequence[int], seed: int) -> list[Settings]:
+    """Return all combinations, after the defaults; the largest rank first: if it does not fit, that shows at once."""
+    found = [DEFAULTS]
+    for n_epochs, rank, reg in itertools.product(sorted(epochs), sorted(ranks, reverse=True), regs):
+        mf = MatrixFactorization(rank, reg=reg, epochs=n_epochs, seed=seed)
+        plain = checked(mf.hyperparameters)
+        found.append(Settings(*(plain[name] for name in Settings._fields)))
+    return list(dict.fromkeys(found))
+
+
+def _so_far(halving: Halving) -> str:
+    n_done = sum(each.is_whole for each in halving.candidates)
+    if halving.best is None or halving.best.holdout_rmse is None:
+        return "no candidate is trained to the end"
+    return f"best of {n_done} so far is {halving.best.settings}: holdout RMSE {halving.best.holdout_rmse:.4f}"
