@@ -11,6 +11,7 @@ hashes, and the sort decides all ties.
 
 import contextlib
 import logging
+import math
 import numbers
 import posixpath
 import tempfile
@@ -47,6 +48,7 @@ from distmf.tiles import Duplicates
 
 SPANS = 16  # of the input, if it is large enough: each is a task of either pass, which a restart need not do again
 SMALLEST_SPAN = 1 << 20  # ratings
+ENOUGH_DUPLICATES = 100  # to tell the noise of ratings by
 TRANSIENT = COUNTS, NUMBERS, NAMES, RUNS  # in the folder while it is written
 
 logger = logging.getLogger(__name__)
@@ -361,5 +363,8 @@ def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, 
         raise RatingsError(
             "all weights of the ratings to train on are 0; the larger its weight, the more a rating counts"
         )
-    found = {**settings._asdict(), "n_duplicates": n_duplicates}
+    spread = sum(row_block.spread for row_block in row_blocks)
+    is_known = settings.duplicates == "keep" and n_duplicates >= ENOUGH_DUPLICATES
+    noise = math.sqrt(spread / n_duplicates) if is_known else None
+    found = {**settings._asdict(), "n_duplicates": n_duplicates, "noise": noise}
     save_manifest(folder, layout, entries, (values.low, values.high), found)

@@ -146,7 +146,8 @@ class Blocks:
     rating_range : tuple of float
         Smallest and largest rating, held out ones included.
     settings : dict
-        How they were made: seed, holdout, duplicates, and the number of duplicates found.
+        How they were made: seed, holdout, duplicates; and the number of ratings that repeat a pair, and the standard
+        deviation of the noise that these show, None if it is not known.
     checksums : mapping
         Of the tables of ids, by file.
     """

@@ -54,6 +54,7 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         "n_ratings": blocks.n_ratings,
         "n_holdout": blocks.n_holdout,
         "n_duplicates": blocks.settings["n_duplicates"],
+        "noise": blocks.settings["noise"],
         "user_id_type": ids["user"],
         "item_id_type": ids["item"],
         "mean": blocks.moments.mean,
@@ -77,6 +78,8 @@ def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
         },
     }
     repeated = f"{blocks.settings['n_duplicates']:,} repeat a pair (duplicates: {blocks.settings['duplicates']})"
+    if blocks.settings["noise"] is not None:
+        repeated += f", and show a noise of standard deviation {blocks.settings['noise']:.4f}"
     tile_rows, tile_cols = blocks.layout.tile_shape
     lines = {
         "users": f"{blocks.n_users:,} ({ids['user']})",

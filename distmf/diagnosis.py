@@ -18,10 +18,18 @@ LAST = 3  # epochs, in the mean of which it falls
 OVERFIT = 1.002  # the error on the holdout at the end over the best one, from which on the model overfits
 BIASES = 1.01  # times the error with biases only, above which a model has not come as far as these
 NO_SIGNAL = 0.99  # of the error with biases only; a model that is no better has found next to nothing
+AT_NOISE = 1.05  # times the noise of ratings that repeat a pair, up to which an error is as low as it can be
 MOST_EPOCHS = 10  # times those that were done, that are ever advised
 
 Code = Literal[
-    "interrupted", "converged", "still falling", "overfitting", "step too large", "step too small", "no signal"
+    "interrupted",
+    "converged",
+    "still falling",
+    "overfitting",
+    "step too large",
+    "step too small",
+    "no signal",
+    "at the noise",
 ]
 
 
@@ -67,7 +75,7 @@ def diagnose(history: History, *, adapts_step: bool, draws: bool) -> Diagnosis:
     draws : bool
         Whether the posterior was drawn from: then errors go up and down, and only the end says something.
     """
-    found = [_no_signal(history)]
+    found = [_no_signal(history) or _at_the_noise(history)]
     if not draws:
         found = [_step_too_large(history, adapts_step), _overfitting(history), _step_too_small(history), *found]
         if not any(found[:3]):
@@ -154,6 +162,23 @@ def _no_signal(history: History) -> Finding | None:
     )
 
 
+def _at_the_noise(history: History) -> Finding | None:
+    noise, error = history.noise, history.holdout_error if history.holdout_error is not None else history.train_error
+    if not noise or error is None or history.measure != "RMSE" or error > AT_NOISE * noise:
+        return None
+    if history.holdout_error is None and error < noise:
+        return Finding(
+            "at the noise",
+            f"It fits noise: the error on the ratings trained on is {error:.4f}, but ratings that repeat a pair differ "
+            f"by {noise:.4f}, and no model can know by which. Hold some ratings out to see how good it is.",
+        )
+    return Finding(
+        "at the noise",
+        f"The error is {error:.4f}, as low as it can be: ratings that repeat a pair differ by {noise:.4f}, and no "
+        "model can know by which.",
+    )
+
+
 def _came_to_an_end(history: History) -> Finding:
     if history.stopped == "interrupted":
         return Finding("interrupted", f"It was interrupted after {len(history)} epochs.")
@@ -170,8 +195,13 @@ def _baselines(history: History) -> str:
     error = history.holdout_error if history.holdout_error is not None else history.train_error
     own = "" if error is None else f", and {error:.4f} with this model"
     return (
-        f"On {kind} the {history.measure} is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}."
+        f"On {kind} the {history.measure} is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}"
+        f"{_noise(history)}."
     )
+
+
+def _noise(history: History) -> str:
+    return f"; {history.noise:.4f} is the noise in ratings that repeat a pair" if history.noise else ""
 
 
 def _errors(history: Sequence[Epoch]) -> list[float]:

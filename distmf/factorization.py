@@ -350,6 +350,7 @@ class MatrixFactorization:
                     progress.rollbacks,
                     trainer.best_epoch,
                     trainer.baselines,
+                    training.blocks.settings["noise"],
                     training.hyper.objective.details.measure,
                     trainer.ratings_per_second,
                 )

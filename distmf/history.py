@@ -74,6 +74,8 @@ class History(Sequence[Epoch]):
         The epoch that the model is of, if it is not that of the last: the best on the holdout.
     baselines : Baselines or None
         Errors of simpler models on the same ratings.
+    noise : float or None
+        RMSE that no model gets below: the standard deviation of ratings that repeat a pair; None if there are too few.
     measure : str
         What errors are: "RMSE" in units of the ratings, or the mean of another loss.
     ratings_per_second : float or None
@@ -88,6 +90,7 @@ class History(Sequence[Epoch]):
     rollbacks: int = 0
     best_epoch: int | None = None
     baselines: Baselines | None = None
+    noise: float | None = None
     measure: str = "RMSE"
     ratings_per_second: float | None = None
 
@@ -142,6 +145,7 @@ class History(Sequence[Epoch]):
             "rollbacks": self.rollbacks,
             "best_epoch": self.best_epoch,
             "baselines": self.baselines and self.baselines._asdict(),
+            "noise": self.noise,
             "measure": self.measure,
             "epochs": [dict(zip(Epoch._fields[:-1], epoch, strict=False)) for epoch in self.epochs],
         }

@@ -30,19 +30,23 @@ class RowBlock(NamedTuple):
         By column block.
     n_duplicates : int
         Ratings that repeat a pair.
+    spread : float
+        Sum of their squared deviations from the mean of their pair.
     duplicate : tuple of int or None
         Row and column number of such a pair.
     """
 
     entries: list[BlockEntry]
     n_duplicates: int
+    spread: float
     duplicate: tuple[int, int] | None
 
     @classmethod
     def of_json(cls, found: list[Any]) -> "RowBlock":
         """Return what `run_stage` returns for one."""
-        entries, n_duplicates, duplicate = found
-        return cls([BlockEntry.of_json(entry) for entry in entries], n_duplicates, duplicate and tuple(duplicate))
+        entries, n_duplicates, spread, duplicate = found
+        blocks = [BlockEntry.of_json(entry) for entry in entries]
+        return cls(blocks, n_duplicates, spread, duplicate and tuple(duplicate))
 
 
 def merge_runs(
@@ -84,7 +88,7 @@ def _merge_row_block(
 ) -> RowBlock:
     bounds = np.array([_bounds(folder, name, offset, row, layout) for name, offset in runs], dtype=np.int64)
     entries: list[BlockEntry] = []
-    n_duplicates, duplicate, offset = 0, None, 0
+    n_duplicates, spread, duplicate, offset = 0, 0.0, None, 0
     with folder.create(row_file(row)) as file:
         for begin, end in _groups(bounds, portions.records):
             stretches = [
@@ -106,11 +110,12 @@ def _merge_row_block(
                 entries.append(BlockEntry(offset, length, checksum, *counts, train.moments, held_out.moments.n))
                 offset += length
                 n_duplicates += train.n_duplicates + held_out.n_duplicates
+                spread += train.spread + held_out.spread
                 duplicate = duplicate or train.duplicate or held_out.duplicate
                 del parts, part, train, held_out
                 if portions.is_tight:
                     give_back_idle_memory()  # pieces of many sizes: allocators would keep twice what is needed
-    return RowBlock(entries, n_duplicates, duplicate)
+    return RowBlock(entries, n_duplicates, spread, duplicate)
 
 
 def _groups(bounds: npt.NDArray[np.int64], n_records: int) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,8 @@ class SortedPart(NamedTuple):
     n_ratings: int
     moments: Moments
     n_duplicates: int
+    spread: float
+    """Sum of squared deviations of ratings from the mean of those of the same pair."""
     duplicate: tuple[int, int] | None
     """Row and column number of a pair that occurs more than once."""
 
@@ -44,13 +46,14 @@ def sort_part(records: Records, key: BlockKey, layout: Layout, duplicates: Dupli
     n_tile_rows, n_tile_cols = layout.tiles(key)
     cells, values = sort_records(records, layout)
     repeats = np.flatnonzero(cells[1:] == cells[:-1])
-    duplicate = None
+    duplicate, spread = None, 0.0
     if len(repeats):
         at_tile, at_place = divmod(int(cells[repeats[0]]), 1 << (row_bits + col_bits))
         duplicate = (
             layout.row_cuts[key.row] + (at_tile // n_tile_cols << row_bits) + (at_place >> col_bits),
             layout.col_cuts[key.col] + (at_tile % n_tile_cols << col_bits) + (at_place & ((1 << col_bits) - 1)),
         )
+        spread = _spread(cells, values, repeats, layout)
         if duplicates == "mean":
             cells, values = _means(cells, values, layout)
     counts, rows, cols, values = group(cells, values, layout.tile_shape, n_tile_rows * n_tile_cols)
@@ -58,7 +61,7 @@ def sort_part(records: Records, key: BlockKey, layout: Layout, duplicates: Dupli
     if layout.is_weighted:
         values, weights = unpack(values, layout.encoding.dtype)
     data = _side_by_side([counts, rows, cols, values, *([] if weights is None else [weights])])
-    return SortedPart(data, len(values), _moments(values, weights, layout.encoding), len(repeats), duplicate)
+    return SortedPart(data, len(values), _moments(values, weights, layout.encoding), len(repeats), spread, duplicate)
 
 
 def _side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> bytearray:
@@ -77,6 +80,22 @@ def _moments(values: npt.NDArray[Any], weights: npt.NDArray[np.float32] | None, 
         return Moments.of(values)
     counts = np.bincount(values)
     return Moments.of(encoding.decode(np.arange(len(counts))), counts)
+
+
+def _spread(
+    cells: npt.NDArray[np.uint64], values: npt.NDArray[Any], repeats: npt.NDArray[np.int64], layout: Layout
+) -> float:
+    """Return the sum of squared deviations of ratings from the mean of their cell, which the next one repeats."""
+    is_repeated = np.zeros(len(cells), dtype=np.bool_)
+    is_repeated[repeats] = is_repeated[repeats + 1] = True
+    cells, values = cells[is_repeated], values[is_repeated]
+    if layout.is_weighted:
+        values, _ = unpack(values, layout.encoding.dtype)
+    ratings = layout.encoding.decode(values).astype(np.float64)
+    starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
+    counts = np.diff(np.append(starts, len(cells)))
+    means = np.add.reduceat(ratings, starts) / counts
+    return float(np.square(ratings - np.repeat(means, counts)).sum())
 
 
 def _means(

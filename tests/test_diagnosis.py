@@ -1,5 +1,6 @@
 """What a training says about itself, on data made to show each of the findings; and the rules alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,25 @@ def test_diagnose__says_that_the_step_was_too_small(signal: Blocks) -> None:
 def test_diagnose__says_that_there_is_nothing_beyond_the_biases(tmp_path: Path) -> None:
     mf = MatrixFactorization(4, reg=0.2).fit(blocks_of(tmp_path, 40_000, noise=1.0, rank=0))
     assert mf.diagnose().codes == ["no signal"]
+
+
+def test_diagnose__says_that_the_error_is_down_to_the_noise_in_duplicates(tmp_path: Path) -> None:
+    blocks = blocks_of(tmp_path, 60_000, noise=1.0, rank=1, n_users=200, n_items=100)
+    assert blocks.settings["noise"] == pytest.approx(1.0, rel=0.02)
+    mf = MatrixFactorization(1, reg=0.02, epochs=40).fit(blocks)
+    assert "at the noise" in mf.diagnose().codes
+    assert "as low as it can be: ratings that repeat a pair differ by" in str(mf.diagnose())
+    alone = diagnose(replace(history([0.9, 0.5, 0.3]), noise=0.6), adapts_step=True, draws=False)
+    assert "It fits noise" in str(alone)
+
+
+def test_noise__is_not_told_by_means_or_a_few(signal: Blocks, tmp_path: Path) -> None:
+    assert signal.settings["noise"] == pytest.approx(0.3, rel=0.03)
+    source = Path(signal.path).parent / "r.parquet"
+    assert block_ratings(source, tmp_path / "b", duplicates="mean").settings["noise"] is None
+    columns = {"user_id": [1, 1, 2], "item_id": [1, 1, 1], "rating": [1.0, 2.0, 3.0]}
+    few = block_ratings(write(tmp_path / "few.parquet", columns), tmp_path / "f", grid=(1, 1))
+    assert (few.settings["n_duplicates"], few.settings["noise"]) == (1, None)
 
 
 def test_diagnose__of_draws_from_the_posterior(signal: Blocks) -> None:
