@@ -258,6 +258,7 @@ class MatrixFactorization:
             on_disk = False
             if engine.shares_memory:
                 sizes = Sizes.of(blocks, self.rank, self.posterior_samples)
+                sizes = sizes._replace(start=warm.n_bytes if warm else 0)
                 if blocks.n_holdout and self.patience and checkpoint is None:
                     sizes = sizes._replace(states=3)  # the best epoch may be some time ago
                 plan = plan_memory(sizes, engine.n_slots, limit)

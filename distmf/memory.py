@@ -61,6 +61,8 @@ class Sizes(NamedTuple):
         Of the posterior, 0 where nothing is drawn from it.
     states : int
         Of all factors, in memory at once: as they are trained, that to go back to, and that of the best epoch.
+    start : int
+        Bytes of a model that training goes on from.
     """
 
     n_users: int
@@ -75,6 +77,7 @@ class Sizes(NamedTuple):
     string_bytes: int = 0
     samples: int = 0
     states: int = 2
+    start: int = 0
 
     @classmethod
     def of(cls, blocks: Blocks, rank: int, samples: int = 0) -> "Sizes":
@@ -101,7 +104,7 @@ class Sizes(NamedTuple):
         """Return the sizes that are expected on another grid."""
         there = self.n_ratings, self.all_blocks, self.string_bytes
         sizes = Sizes.expected(self.n_users, self.n_items, self.rank, shape, *there)
-        return sizes._replace(samples=self.samples, states=self.states)
+        return sizes._replace(samples=self.samples, states=self.states, start=self.start)
 
     @property
     def n_ids(self) -> int:
@@ -291,6 +294,8 @@ class TrainingBytes(NamedTuple):
         Blocks of ratings kept from epoch to epoch: what is left, but no more than there are.
     model : int
         What the model takes at the end, when copies and ratings are gone.
+    start : int
+        The model that training goes on from.
     """
 
     libraries: int
@@ -300,11 +305,16 @@ class TrainingBytes(NamedTuple):
     reading: int
     cache: int
     model: int
+    start: int
 
     @property
     def total(self) -> int:
         """The peak."""
-        return self.libraries + max(self.rows + self.columns + self.copies + self.reading + self.cache, self.model)
+        return (
+            self.libraries
+            + self.start
+            + max(self.rows + self.columns + self.copies + self.reading + self.cache, self.model)
+        )
 
 
 class MemoryPlan(NamedTuple):
@@ -335,6 +345,8 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
     if sizes.samples:  # a chain has its mean as well; a model has the means and then the last draws of all chains
         gathered = sizes.samples * line
         line, in_model = 2 * line + FLOAT_BYTES, 2 * gathered
+    if sizes.start:
+        line += FLOAT_BYTES  # the shares of the step
     at_work = min(threads, *shape)
     row_block, col_block = line * sizes.row_lines, line * sizes.col_lines
     users, items = line * sizes.n_users, line * sizes.n_items
@@ -350,13 +362,15 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
             model += 2 * gathered * max(sizes.row_lines, sizes.col_lines)
             model += int(IDLE_SHARE * sizes.samples * line * sizes.n_ids)
     model += ID_BYTES * max(sizes.n_users, sizes.n_items) + ID_STRINGS * sizes.string_bytes
+    if sizes.start:
+        model += sizes.start + line * sizes.n_ids  # of both together
     copies = at_work * (row_block + col_block) + int(IDLE_SHARE * (rows + columns))
     reading = 2 * at_work * sizes.largest_block
     libraries = LIBRARIES + COMPILER
-    left = limit - libraries - rows - columns - copies - reading
+    left = limit - libraries - sizes.start - rows - columns - copies - reading
     cache = max(0, min(int(left / (1 + IDLE_SHARE)), sizes.all_blocks))
     reading += int(IDLE_SHARE * cache)
-    return TrainingBytes(libraries, rows, columns, copies, reading, cache, model)
+    return TrainingBytes(libraries, rows, columns, copies, reading, cache, model, sizes.start)
 
 
 def both_ways(sizes: Sizes, threads: int, limit: int) -> dict[str, TrainingBytes]:

@@ -126,6 +126,11 @@ class Model(NamedTuple):
         return cls(users, items, training.hyper.normalisation, training.blocks.rating_range, history, noise_std)
 
     @property
+    def n_bytes(self) -> int:
+        """Of users and items, as far as they are in memory."""
+        return self.users.n_bytes + self.items.n_bytes
+
+    @property
     def global_bias(self) -> float:
         """What is added to biases and products."""
         return self.normalisation.score_of_mean

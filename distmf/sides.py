@@ -108,10 +108,25 @@ class Side:
         except pa.ArrowInvalid as err:
             raise RatingsError(f"there are ids that do not fit {self.ids.type}, as those trained on are") from err
         old = np.flatnonzero(replace(other, ids=ids).map.numbers(self.ids) < 0)
-        sides = zip(self._arrays(), other._arrays(), strict=True)
-        factors, biases, counts, *draws = (np.concatenate([own[old], others]) for own, others in sides)
         both = pa.concat_arrays([self.ids.take(pa.array(old)), ids])
-        return type(self)(both, factors, biases, counts, *draws).in_order()
+        order = pc.sort_indices(both)
+        place = np.argsort(order.to_numpy())  # of the old ones, then of the others
+
+        def merged(own: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            found = np.empty((len(both), *own.shape[1:]), dtype=own.dtype)
+            for begin in range(0, len(old), ROWS_AT_ONCE):
+                some = slice(begin, begin + ROWS_AT_ONCE)
+                found[place[: len(old)][some]] = own[old[some]]
+            found[place[len(old) :]] = others
+            return found
+
+        sides = zip(self._arrays(), other._arrays(), strict=True)
+        return type(self)(both.take(order), *(merged(*arrays) for arrays in sides))
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its arrays, as far as they are in memory."""
+        return sum(array.nbytes for array in self._arrays() if not isinstance(array.base, np.memmap))
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
         return [self.factors, self.biases, self.counts, *([] if self.draws is None else [self.draws])]

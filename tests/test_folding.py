@@ -12,6 +12,7 @@ import pytest
 import distmf
 from distmf import MatrixFactorization, block_ratings
 from distmf.errors import NotFittedError, RatingsError
+from tests.clusters import at_epoch, cluster, kill, worker_pids
 from tests.helpers import files, write
 
 N_USERS, N_ITEMS, RANK = 400, 120, 3
@@ -169,6 +170,23 @@ def test_partial_fit__is_the_same_anywhere_and_after_a_stop(parts: Parts, tmp_pa
         mf.save(tmp_path / name)
         found.append(files(tmp_path / name))
     assert found[0] == found[1] == found[2]
+
+
+def test_partial_fit__is_the_same_on_processes_of_which_one_is_killed(
+    table: pa.Table, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    weights = pa.array(1 + np.arange(len(table)) % 3)
+    source = write(tmp_path / "w.parquet", table.select(["user_id", "item_id", "rating"]).append_column("w", weights))
+    options = {"loss": "huber", "bounds": (-30.0, 30.0), "l1_reg": 0.001, "epochs": 6}
+    MatrixFactorization(RANK, **options).fit(source).save(tmp_path / "m")
+    distmf.load(tmp_path / "m").partial_fit(source, weight="w", grid=(4, 4)).save(tmp_path / "threads")
+    with cluster(2, tmp_path_factory.mktemp("workers")) as client:
+        pids = worker_pids(client)
+        mf = distmf.load(tmp_path / "m")
+        with at_epoch(3, lambda: kill(pids[1])) as done:
+            mf.partial_fit(source, weight="w", grid=(4, 4), client=client).save(tmp_path / "processes")
+        assert done
+    assert files(tmp_path / "threads") == files(tmp_path / "processes")
 
 
 def test_fit__starts_only_from_a_model_of_its_kind(parts: Parts) -> None:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+import distmf
 from distmf import MatrixFactorization, block_ratings, datasets, memory, open_blocks
 from distmf.errors import MemoryBudgetError
 from distmf.grid import Shape
@@ -46,6 +47,17 @@ def named_ratings(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             hashes = pc.multiply(table[name], 0x9E3779B97F4A7C15 >> 32)  # so that they look like those of a database
             table = table.set_column(n, name, pc.utf8_lpad(hashes.cast(pa.string()), 36, "0"))
         pq.write_table(table, folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weighted_ratings(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the same ratings with weights."""
+    folder, rng = tmp_path_factory.mktemp("weighted"), np.random.default_rng(0)
+    for path in ratings.iterdir():
+        table = pq.read_table(path)
+        weights = rng.gamma(1, 1, len(table)).astype(np.float32)
+        pq.write_table(table.append_column("w", pa.array(weights)), folder / path.name)
     return folder
 
 
@@ -99,18 +111,22 @@ def peak_of(*arguments: Any) -> int:
         ("named_ratings", 2, "2 GiB"),
         ("many_names", 1, "250 MiB"),
         ("many_names", 2, "300 MiB"),
+        ("weighted_ratings", 1, "220 MiB"),
+        ("weighted_ratings", 2, "2 GiB"),
     ],
 )
 def test_blocking__stays_under_the_plan(
     kind: str, threads: int, limit: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    ratings, string = request.getfixturevalue(kind), 0 if kind == "ratings" else 36 + 8
-    peak = peak_of("block", ratings, tmp_path / "b", "--threads", threads, "--memory", limit, "--rank", 8)
+    ratings, string = request.getfixturevalue(kind), 36 + 8 if "names" in kind or "named" in kind else 0
+    is_weighted = kind == "weighted_ratings"
+    options = ["--threads", threads, "--memory", limit, "--rank", 8, *(["--weight", "w"] if is_weighted else [])]
+    peak = peak_of("block", ratings, tmp_path / "b", *options)
     blocks, n_bytes = open_blocks(tmp_path / "b"), parse_bytes(limit)
     largest = max(entry.n_train for entry in blocks.entries.values())
     planned = 0
     for n_ids in 0, blocks.n_users + blocks.n_items:
-        portions = Portions(string=string).within(n_bytes, threads, 2_000_000, n_ids)
+        portions = Portions(string=string, is_weighted=is_weighted).within(n_bytes, threads, 2_000_000, n_ids)
         planned = max(planned, blocking_bytes(portions, n_ids, largest, threads).total)
     assert 0.25 * planned < peak < planned <= n_bytes
 
@@ -137,6 +153,21 @@ def test_training__stays_under_the_plan(
     options = ["--rank", rank, "--epochs", 3, "--tol", 0, "--threads", 2, "--memory", limit]
     options += ["--posterior-samples", samples]
     peak = peak_of("train", tmp_path / "b", tmp_path / "m", *options)
+    assert 0.5 * plan.needs.total < peak < plan.needs.total <= parse_bytes(limit)
+
+
+@pytest.mark.parametrize(("grid", "limit", "on_disk"), [("4x4", "2 GiB", False), ("32x4", "480 MiB", True)])
+def test_training__from_a_model_stays_under_the_plan(
+    ratings: Path, tmp_path: Path, grid: str, limit: str, on_disk: bool
+) -> None:
+    blocks = block_ratings(ratings, tmp_path / "b", grid=Shape(*map(int, grid.split("x"))))
+    distmf.MatrixFactorization(64, epochs=1).fit(blocks).save(tmp_path / "m")
+    start = distmf.load(tmp_path / "m").model_.n_bytes
+    assert start > 4 * 64 * (blocks.n_users + blocks.n_items)
+    plan = plan_memory(Sizes.of(blocks, 64)._replace(start=start), 2, parse_bytes(limit))
+    assert plan.rows_on_disk == on_disk
+    options = ["--start", tmp_path / "m", "--epochs", 3, "--tol", 0, "--threads", 2, "--memory", limit]
+    peak = peak_of("train", tmp_path / "b", tmp_path / "n", *options)
     assert 0.5 * plan.needs.total < peak < plan.needs.total <= parse_bytes(limit)
 
 
