@@ -194,15 +194,15 @@ def move(
     energy = np.append(energies[1 - own] * balance**2, 1.0)  # of what is multiplied with; a bias with 1
     for factors in (block.factors, block.mean.factors):
         factors[:, :rank] *= balance.astype(np.float32)
-    steps = np.float32(rule.step_size(state)) * rule.shares(state, side, block.counts)
-    is_rated = block.counts > 0
     for some in _parts(block):
-        eta = steps[some, None]
-        x = eta * block.counts[some, None] * energy.astype(np.float32)
+        counts, rows = np.unique(block.counts[some], return_inverse=True)  # rows of as many ratings are moved alike
+        eta = (np.float32(rule.step_size(state)) * rule.shares(state, side, counts))[:, None]
+        x = eta * counts[:, None] * energy.astype(np.float32)
         kept, variance = prior_and_noise(x, eta * (precisions / tau).astype(np.float32))
-        noise = rng.standard_normal((len(eta), rank + 1), dtype=np.float32)
-        noise *= np.sqrt(eta / np.float32(tau) * variance)
-        noise[~is_rated[some]] = 0
+        std = np.where(counts[:, None] > 0, np.sqrt(eta / np.float32(tau) * variance), np.float32(0))
+        noise = rng.standard_normal((len(rows), rank + 1), dtype=np.float32)
+        noise *= std[rows]
+        kept = kept[rows]
         factors = block.factors[some, :rank]
         factors *= kept[:, :-1]
         factors += noise[:, :-1]
