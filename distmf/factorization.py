@@ -21,20 +21,18 @@ from distmf.engines import check_grid, open_engine
 from distmf.errors import ClusterError, NotFittedError, ParameterError
 from distmf.folding import fold_in
 from distmf.history import History, Stopped
-from distmf.kernel import Hyperparameters, Pair
-from distmf.langevin import SIDES, LangevinRule
-from distmf.losses import LossName, Normalisation
+from distmf.kernel import Pair
+from distmf.losses import LossName
 from distmf.matrix import IsSet, not_nan
 from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
-from distmf.normalisation import normalise
 from distmf.parameters import checked, pair
 from distmf.sides import Float32
 from distmf.sizes import format_bytes
-from distmf.stepsize import StepRule, reg_for, share_of_step, start_for
 from distmf.store import Folder, new_folder
 from distmf.tasks import Training
 from distmf.trainer import StopRules, Trainer, let_go
+from distmf.training import reg_of, training_of
 from distmf.warm import fingerprint, warm_state, with_new
 
 logger = logging.getLogger(__name__)
@@ -275,11 +273,9 @@ class MatrixFactorization:
                     opened.folder,
                     format_bytes(limit),
                 )
-            normalisation = (
-                warm.normalisation if warm else normalise(blocks, self.loss, self.bounds, nonnegative=self.nonnegative)
-            )
-            training = self._training(blocks, normalisation, opened.folder if opened else None, rows_on_disk=on_disk)
-            self._train(training._replace(is_warm=warm is not None), engine, opened, int(checkpoint_every), warm)
+            training = training_of(self.hyperparameters, blocks, warm.normalisation if warm else None)
+            training = training._replace(folder=opened.folder if opened else None, rows_on_disk=on_disk)
+            self._train(training, engine, opened, int(checkpoint_every), warm)
         return self
 
     def _fitting(self, start: "MatrixFactorization") -> Model:
@@ -293,33 +289,6 @@ class MatrixFactorization:
                 "draws from the posterior cannot go on from a model; train anew on all ratings, or fold in new users"
             )
         return start.model_
-
-    def _reg(self, normalisation: Normalisation, n_ratings: int, n_lines: int) -> Pair:
-        """Return λ of users and items."""
-        if self.reg != "auto":
-            return pair(self.reg)
-        return pair(reg_for(n_ratings, n_lines) * normalisation.objective.noise(normalisation.scale))
-
-    def _training(
-        self, blocks: Blocks, normalisation: Normalisation, folder: Folder | None = None, *, rows_on_disk: bool = False
-    ) -> Training:
-        size, (mean, scale, objective) = (blocks.n_ratings, blocks.n_users + blocks.n_items), normalisation
-        regs = self._reg(normalisation, *size), pair(self.bias_reg), pair(self.l1_reg)
-        hyper = Hyperparameters(mean, scale, *regs, objective, blocks.moments.n / blocks.n_ratings)
-        where = self.rank, self.seed, folder, rows_on_disk
-        if self.posterior_samples:
-            n_users, n_items = (int(np.count_nonzero(blocks.counts(side))) for side in SIDES)
-            chains = self.posterior_samples, self.epochs
-            rule = LangevinRule(*chains, self.rank, self.seed, blocks.n_ratings, (n_users, n_items))
-            if blocks.layout.is_weighted:
-                raise ParameterError("posterior_samples take no weights; block the ratings again without them")
-            return Training(blocks, Hyperparameters(mean, scale), rule, *where)
-        if self.step_size == "auto":
-            step_rule = StepRule(start_for(*size), self.step_decay, self.epochs)
-        else:
-            step_rule = StepRule(float(self.step_size), self.step_decay)
-        users, items = (share_of_step(blocks.n_ratings, n_lines) for n_lines in (blocks.n_users, blocks.n_items))
-        return Training(blocks, hyper, step_rule, *where, (users, items))
 
     def _train(
         self,
@@ -428,9 +397,8 @@ class MatrixFactorization:
             raise ParameterError(
                 "fold_in solves for squared errors of free factors without an L1 penalty; take partial_fit instead"
             )
-        reg, _ = self._reg(
-            model.normalisation, int(model.users.counts.sum()), len(model.users.ids) + len(model.items.ids)
-        )
+        n_lines = len(model.users.ids) + len(model.items.ids)
+        reg, _ = reg_of(self.hyperparameters, model.normalisation, int(model.users.counts.sum()), n_lines)
         place = {"rank": self.rank, "seed": self.seed, "client": None}
         with blocks_of(ratings, is_set, place, options) as blocks:
             self._model = fold_in(model, blocks, reg, pair(self.bias_reg)[0], self.seed)

@@ -22,7 +22,7 @@ from distmf import MatrixFactorization, block_ratings, graph, tasks
 from distmf.engine import Engine, Graph
 from distmf.filesystem import url_to_fs
 from distmf.kernel import FactorBlock
-from distmf.normalisation import normalise
+from distmf.training import training_of
 from tests.clusters import at_epoch, cluster, start, wait_for, worker_pids
 from tests.clusters import kill as end
 from tests.helpers import files, random_ratings, write
@@ -183,7 +183,7 @@ def test_same_bits__not_for_another_seed(tmp_path: Path, kind: dict[str, int], e
 def test_visit__is_pure(tmp_path: Path, kind: dict[str, int]) -> None:
     blocks = block_ratings(write(tmp_path / "r.parquet", TABLE), tmp_path / "b", grid=(2, 2), holdout=0.1)
     mf = MatrixFactorization(5, **kind)
-    training = mf._training(blocks, normalise(blocks, "squared", None, nonnegative=False))
+    training = training_of(mf.hyperparameters, blocks)
     state = graph.first_state(training)
     block = next(iter(blocks.entries))
     row, column = tasks.load_rows(state.rows[block.row], training), tasks.load_column(state.cols[block.col], training)

@@ -31,6 +31,7 @@ blocking
 sides checkpoint normalisation
 model
 trainer folding warm parameters
+training
 factorization datasets
 halving
 evaluate tuning describe options simulation footprint
