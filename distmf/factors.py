@@ -47,22 +47,22 @@ class First(NamedTuple):
         Of the draw.
     n_rows : int
         Rows of the block.
-    std : float
-        Standard deviation of the factors.
+    size : float
+        Of the factors: standard deviation of normal ones, or the largest of positive ones.
     unrated : int64, shape (n,)
         Rows without a rating to train on: theirs are zero.
     counts : float32, shape (n_rows,), or None
         Ratings of each row, for a chain of draws.
-    nonnegative : bool
-        Whether the sizes of the draws are taken.
+    is_positive : bool
+        Whether they are drawn evenly from 0 on, else from a normal distribution.
     """
 
     seed: tuple[int, ...]
     n_rows: int
-    std: float
+    size: float
     unrated: npt.NDArray[np.int64]
     counts: npt.NDArray[np.float32] | None = None
-    nonnegative: bool = False
+    is_positive: bool = False
 
 
 class Stacked(NamedTuple):
@@ -115,11 +115,10 @@ def _drawn(first: First, rank: int) -> FactorBlock:
     factors[:, rank:] = 0
     for begin in range(0, first.n_rows, ROWS_AT_ONCE):
         part = factors[begin : begin + ROWS_AT_ONCE, :rank]
-        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
-        part *= np.float32(first.std)
+        draw = rng.random if first.is_positive else rng.standard_normal
+        part[:] = draw(part.shape, dtype=np.float32)
+        part *= np.float32(first.size)
     factors[first.unrated] = 0
-    if first.nonnegative:
-        np.abs(factors, out=factors)
     block = FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32))
     if first.counts is not None:
         block = block._replace(mean=FactorBlock(factors.copy(), block.biases.copy()), counts=first.counts)

@@ -13,6 +13,7 @@ next. At the end of some epochs the factor blocks are saved on the way, while ot
 """
 
 import itertools
+import math
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -30,7 +31,8 @@ from distmf.schedule import strata
 from distmf.stepsize import StepState
 from distmf.tasks import Cost, Passed, Training
 
-FIRST_FACTORS_STD = 0.1
+FIRST_DRAWS = 0.1  # standard deviation of the factors that a chain of draws begins with
+FIRST_FACTORS, LARGEST_FACTOR = 0.5, 0.1  # SGD begins with factors from 0 to the first / √rank, but no larger ones
 WAITING = "load-", "save-"  # how the names of tasks begin that mostly wait for a disk
 LEAD = 1  # sub-epochs that row blocks from the disk are loaded ahead
 
@@ -98,9 +100,9 @@ class Generation(NamedTuple):
         return [*self.epochs.values(), *self.steps.values(), *self.snapshots.values()]
 
 
-def first_state(training: Training, std: float = FIRST_FACTORS_STD) -> State:
+def first_state(training: Training, *, has_factors: bool = True) -> State:
     """Return the state before the first epoch: no biases; small random factors, zero if there is nothing to learn."""
-    return State(0, *_first_factors(training, 0, std), training.rule.first(), None)
+    return State(0, *_first_factors(training, 0, has_factors=has_factors), training.rule.first(), None)
 
 
 def with_next_chain(training: Training, state: State) -> State:
@@ -131,19 +133,20 @@ def of_all_chains(training: Training, state: State, *, draws: bool = False) -> t
 
 
 def _first_factors(
-    training: Training, chain: int, std: float = FIRST_FACTORS_STD
+    training: Training, chain: int, *, has_factors: bool = True
 ) -> tuple[tuple[First, ...], tuple[First, ...]]:
-    blocks = training.blocks
-    if not blocks.moments.std:
-        std = 0.0  # nothing can be learned from ratings that are all the same
+    blocks, is_positive = training.blocks, training.chain_rule is None
+    size = min(FIRST_FACTORS / math.sqrt(training.rank), LARGEST_FACTOR) if is_positive else FIRST_DRAWS
+    if not (has_factors and blocks.moments.std):  # nothing can be learned from ratings that are all the same
+        size = 0.0
 
     def firsts(name: Literal["user", "item"], cuts: Sequence[int]) -> tuple[First, ...]:
-        parts = np.split(blocks.counts(name), cuts[1:-1])
-        seeds = [(training.seed, int(name == "item"), n, *([chain] if chain else [])) for n in range(len(parts))]
-        unrated = [np.flatnonzero(part == 0) for part in parts]
-        counts = [part.astype(np.float32) if training.chain_rule else None for part in parts]
-        nonnegative = [training.hyper.objective.nonnegative] * len(parts)
-        return tuple(map(First, seeds, map(len, parts), [std] * len(parts), unrated, counts, nonnegative))
+        found = []
+        for n, part in enumerate(np.split(blocks.counts(name), cuts[1:-1])):
+            seed = training.seed, int(name == "item"), n, *([chain] if chain else [])
+            counts = None if is_positive else part.astype(np.float32)
+            found.append(First(seed, len(part), size, np.flatnonzero(part == 0), counts, is_positive))
+        return tuple(found)
 
     return firsts("user", blocks.layout.row_cuts), firsts("item", blocks.layout.col_cuts)
 

@@ -182,7 +182,7 @@ class Trainer:
         training = self.training._replace(rank=1, rule=StepRule(BIAS_STEP, epochs=BIAS_EPOCHS))
         hyper = training.hyper._replace(reg=(0.0, 0.0), bias_reg=(BIAS_REG, BIAS_REG), l1_reg=(0.0, 0.0))
         training = training._replace(hyper=hyper)
-        first = first_state(training, std=0.0)
+        first = first_state(training, has_factors=False)
         state = self._later_state(training, first, BIAS_EPOCHS)
         mean, biases = (self._measure(training, at) for at in (first, state))
         costs = mean.train, mean.holdout, biases.train, biases.holdout

@@ -157,7 +157,8 @@ def test_defect__factors_initialised_at_the_scale_of_the_mean(shift: float, monk
         assert not side.biases.any()
         values = side.factors[:, :8]
         assert np.abs(values @ values.T).max() < 0.5  # in standard deviations, not in means
-        assert values.std() == pytest.approx(0.1, rel=0.5)
+        assert 0 <= values.min() < values.max() < 0.1
+        assert values.std() > 0.02
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -136,10 +136,10 @@ def test_bounds__are_never_left_nor_clipped(tmp_path: Path) -> None:
 def test_l1__makes_factors_zero(tmp_path: Path) -> None:
     data = Planted()
     ratings = data.signal + 0.3 * data.rng.normal(size=N)
-    sparse, dense = (data.fit(tmp_path, ratings, reg=0.01, l1_reg=l1) for l1 in (0.005, 0))
+    sparse, dense = (data.fit(tmp_path, ratings, reg=0.01, l1_reg=l1) for l1 in (0.008, 0))
     assert (dense.user_factors_ == 0).mean() < 0.01
-    assert (sparse.user_factors_ == 0).mean() > 0.15
-    assert data.rmse(sparse) < 1.2 * data.rmse(dense)
+    assert (sparse.user_factors_ == 0).mean() > 0.3
+    assert data.rmse(sparse) < 1.3 * data.rmse(dense)
 
 
 def test_reg__may_differ_for_users_and_items(tmp_path: Path) -> None:
