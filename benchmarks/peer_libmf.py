@@ -1,10 +1,10 @@
-"""One training by LIBMF, for benchmarks/peers.py: Parquet ratings → factors in files, then the error on others.
+"""One training by LIBMF, for benchmarks/peers.py and quality.py: Parquet ratings → factors, then the error on others.
 
     python benchmarks/peer_libmf.py '{"data": …, "model": …, "on_disk": false, "rank": 64, …}'
 
 It calls LIBMF's C functions in the library of the PyPI package `libmf`, whose own `fit` takes ids as
-float32 and copies all ratings twice. Prints LIBMF's lines about the epochs, a line of JSON when the model is saved, and
-one of the error.
+float32 and copies all ratings twice. Prints LIBMF's lines about the epochs, a line of JSON when the model is saved,
+with the seconds from Parquet to factors, and one of the error.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,17 @@ class Problem(ctypes.Structure):
 
 
 def main(
-    data: str, model: str, on_disk: bool, rank: int, threads: int, epochs: int, reg: float, step_size: float
+    data: str,
+    model: str,
+    on_disk: bool,
+    rank: int,
+    threads: int,
+    epochs: int,
+    reg: float,
+    step_size: float,
+    center: bool = True,
 ) -> None:
-    """Train, save, and test."""
+    """Train, save, and test; `center` takes the mean off the ratings, which is always done on disk."""
     os.environ["OMP_WAIT_POLICY"] = "passive"  # its OpenMP threads would spin beside those that train
     binding = import_binding()
     library = binding.mf
@@ -63,19 +72,21 @@ def main(
         quiet=False,  # prints when an epoch has ended
         copy_data=False,
     )
+    start = time.perf_counter()
     if on_disk:
         with Path(model).with_suffix(".txt").open("wb") as file:
             mean = write_text(paths, file)
         trained = library.mf_train_on_disk(file.name.encode(), parameters)
     else:
         nodes = read_nodes(paths, threads)
-        mean = float(nodes["r"].mean(dtype=np.float64))
+        mean = float(nodes["r"].mean(dtype=np.float64)) if center else 0.0
         nodes["r"] -= np.float32(mean)
         trained = library.mf_train(problem(nodes), parameters)
+    seconds = time.perf_counter() - start
     found = trained.contents
     np.save(model + "-users.npy", np.ctypeslib.as_array(found.P, (found.m, found.k)))
     np.save(model + "-items.npy", np.ctypeslib.as_array(found.Q, (found.n, found.k)))
-    print(json.dumps({"saved": model}), flush=True)
+    print(json.dumps({"saved": model, "seconds": seconds}), flush=True)
     test = read_nodes(sorted(Path(data, "test").iterdir()), threads)
     test["r"] -= np.float32(mean)
     print(json.dumps({"test_rmse": library.calc_rmse(ctypes.byref(problem(test)), trained)}), flush=True)

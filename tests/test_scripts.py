@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from distmf.datasets import planted_ratings
+
 ROOT = Path(__file__).parents[1]
 PEERS = {"libmf": "LIBMF", "libmf-disk": "LIBMF on disk", "spark": "Spark ALS"}
 
@@ -87,3 +89,36 @@ def test_benchmark_beside_peers__says_what_is_not_installed() -> None:
     output = run("-c", hidden, "benchmarks/peers.py", "--toy")
     assert "| LIBMF | not installed: pip install libmf" in output
     assert "| Spark ALS | not installed: pip install pyspark |" in output
+
+
+def test_benchmark_of_errors__runs_without_peers_and_says_what_is_not_installed(tmp_path: Path) -> None:
+    planted_ratings(tmp_path / "made", 10_000, 300, 200)
+    hidden = "import importlib.util, runpy, sys; find_spec = importlib.util.find_spec; sys.argv = sys.argv[1:]; "
+    hidden += "importlib.util.find_spec = lambda name, *others: (\n"
+    hidden += "    None if name in ('libmf', 'surprise', 'cmfrec') else find_spec(name, *others))\n"
+    hidden += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    output = run("-c", hidden, "benchmarks/quality.py", "--toy", "--data", str(tmp_path / "made"), "--folds", "2")
+    assert "|  | made | seconds | generated, RMSE / noise | seconds |" in output
+    rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
+    assert rows[2:] == ["| distmf, defaults", "| distmf, tuned", "| distmf, posterior_samples=8"]
+    assert "- made: 10,000 ratings, 2 folds\n  - distmf, tuned: rank 32" in output
+    assert "- LIBMF is left out: libmf not installed" in output
+    assert "- Surprise SVD is left out: surprise not installed" in output
+    assert "- cmfrec is left out: cmfrec not installed" in output
+
+
+@pytest.mark.parametrize(
+    ("peer", "modules", "names"),
+    [
+        ("libmf", ["libmf"], ["LIBMF"]),
+        ("surprise", ["surprise"], ["Surprise SVD", "Surprise SVD++"]),
+        ("cmfrec", ["cmfrec", "threadpoolctl"], ["cmfrec"]),
+    ],
+)
+def test_benchmark_of_errors__runs_beside_peers(peer: str, modules: list[str], names: list[str]) -> None:
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        pytest.skip(f"{' or '.join(modules)} is not installed: benchmarks/quality.py --help says how")
+    output = run("benchmarks/quality.py", "--toy", "--peers", peer, "--svdpp")
+    assert "left out" not in output
+    cells = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in output.splitlines() if line.startswith("| ")}
+    assert all(1 < float(cells[name]) < 1.6 for name in names)
