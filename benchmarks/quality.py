@@ -62,7 +62,7 @@ def grid(**values: tuple[float, ...]) -> list[Settings]:
 
 SETTINGS: dict[str, list[Settings]] = {
     "distmf": [{}],
-    "distmf-tuned": grid(rank=(32, 64, 128), reg=(0.03, 0.05, 0.07, 0.1), epochs=(20, 40)),
+    "distmf-tuned": grid(rank=(64, 128, 256), reg=(0.035, 0.045, 0.055, 0.07), epochs=(12, 15)),
     "distmf-posterior": [{"posterior_samples": 8}],
     "libmf": grid(rank=(32, 64, 128), reg=(0.05, 0.07, 0.1), step_size=(0.03, 0.05), epochs=(20, 40)),
     "surprise": grid(rank=(50, 100), reg=(0.05, 0.07, 0.1), step_size=(0.01,), epochs=(20, 40)),

@@ -139,7 +139,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option(
     "--epochs",
     type=click.IntRange(1, 2**31),
-    help="Passes over the ratings, at most.  [default: 20; for each posterior sample 200]",
+    help="Passes over the ratings, at most.  [default: 15; for each posterior sample 200]",
 )
 @click.option(
     "--step-size", type=NumberOrAuto(0, min_open=True), help="SGD step on ratings of unit spread.  [default: auto]"

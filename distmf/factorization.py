@@ -37,7 +37,7 @@ from distmf.warm import fingerprint, warm_state, with_new
 
 logger = logging.getLogger(__name__)
 
-EPOCHS, EPOCHS_OF_CHAIN = 20, 200
+EPOCHS, EPOCHS_OF_CHAIN = 15, 200
 
 
 class MatrixFactorization:
@@ -63,14 +63,14 @@ class MatrixFactorization:
     nonnegative : bool
         Whether factors are kept from falling below zero: they are then parts that add up. Biases are free.
     reg : float, pair of float or "auto"
-        λ, per rating; "auto" is 0.05 for 100 ratings per user and item, and more for fewer. A pair is for users and for
+        λ, per rating; "auto" is 0.04 for 100 ratings per user and item, and more for fewer. A pair is for users and for
         items.
     bias_reg : float or pair of float
         λ_b, per rating.
     l1_reg : float or pair of float
         The same for Σ |p_uk| and Σ |q_ik|: from some size on it makes factors zero.
     epochs : int, optional
-        Passes over the ratings, at most: by default 20; with `posterior_samples` as many for each, by default 200.
+        Passes over the ratings, at most: by default 15; with `posterior_samples` as many for each, by default 200.
     step_size : float or "auto"
         η on ratings of unit standard deviation; "auto" is 0.04 at first for 100 ratings per user and item, more for
         fewer, and adapts to the cost.

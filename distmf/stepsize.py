@@ -8,8 +8,8 @@ import math
 from typing import NamedTuple
 
 DENSE = 100  # ratings per user and item, at which …
-START, REG = 0.04, 0.05  # … these are best
-MOST_START, MOST_REG = 0.1, 0.1
+START, REG = 0.04, 0.04  # … these are best
+MOST_START, MOST_REG = 0.1, 0.08
 GROWTH = 1.02
 CUT = 0.5
 LARGEST = 0.2

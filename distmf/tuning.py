@@ -18,7 +18,7 @@ from distmf.stepsize import reg_for
 
 RANKS = 16, 64, 256
 REG_FACTORS = 0.5, 0.7, 1.0, 1.4, 2.0  # of the automatic one
-EPOCHS = 10, 20
+EPOCHS = 10, 15
 HOLDOUT = 0.1  # of raw ratings
 
 _UNTUNED = MatrixFactorization()

@@ -62,7 +62,7 @@ def test_tune__finds_the_planted_rank_and_a_reg_near_the_automatic_one(planted: 
     assert tuning.defaults.holdout_rmse is not None
     assert 0.8 < tuning.best.holdout_rmse < 0.99 * tuning.defaults.holdout_rmse
     share = 100 * (1 - tuning.best.holdout_rmse / tuning.defaults.holdout_rmse)
-    assert f"Best is rank 4, reg auto, 20 epochs: holdout RMSE {tuning.best.holdout_rmse:.4f}, {share:.2f} % less" in (
+    assert f"Best is rank 4, reg auto, 15 epochs: holdout RMSE {tuning.best.holdout_rmse:.4f}, {share:.2f} % less" in (
         tuning.verdict()
     )
     assert len(tuning.candidates) == 7
@@ -98,7 +98,7 @@ def test_tune__says_so_if_the_defaults_are_best(planted: distmf.Blocks) -> None:
     tuning = tune(planted, ranks=[1], regs=[2.0], epochs=[4])
     assert tuning.best is tuning.defaults
     assert tuning.verdict() == (
-        f"The defaults, rank 64, reg auto, 20 epochs, are best: holdout RMSE {tuning.best.holdout_rmse:.4f}."
+        f"The defaults, rank 64, reg auto, 15 epochs, are best: holdout RMSE {tuning.best.holdout_rmse:.4f}."
     )
 
 
@@ -188,7 +188,7 @@ def test_tune__counts_candidates_that_diverge_as_the_worst(
 
 def test_tune__says_so_if_the_defaults_diverge_or_all(blocks: distmf.Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     diverge(monkeypatch, 64, 12)
-    assert "The defaults, rank 64, reg auto, 20 epochs, diverge." in tune(blocks, **FEW).verdict()
+    assert "The defaults, rank 64, reg auto, 15 epochs, diverge." in tune(blocks, **FEW).verdict()
     with pytest.raises(DivergedError, match="all candidates diverge"):
         tune(blocks, ranks=[12])
 
@@ -317,5 +317,5 @@ def test_command__that_is_interrupted_says_what_is_best_and_goes_on(blocks: dist
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == ""
-    assert "distmf: interrupted; best of 1 so far is rank 64, reg auto, 20 epochs: holdout RMSE " in errors
+    assert "distmf: interrupted; best of 1 so far is rank 64, reg auto, 15 epochs: holdout RMSE " in errors
     assert json.loads(run(*command, "--json", "-q").stdout)["best"] == tune(blocks, **FEW).settings
