@@ -32,9 +32,10 @@ def reg_for(n_ratings: int, n_lines: int) -> float:
     """Return λ per rating, for so many ratings of so many users and items together.
 
     A prior on the factors would count once for each of them, the same λ once for each rating; the best values lie
-    between the two.
+    between the two, and where ratings are many, nearer to the latter.
     """
-    return min(MOST_REG, REG * math.sqrt(DENSE * n_lines / n_ratings))
+    sparsity = DENSE * n_lines / n_ratings
+    return min(MOST_REG, REG * math.pow(sparsity, 1 / 2 if sparsity > 1 else 1 / 4))
 
 
 def share_of_step(n_ratings: int, n_lines: int) -> float:
