@@ -16,7 +16,7 @@ Settings are chosen once for each data: `HOLDOUT_SHARE` of what the first split 
 program's `SETTINGS` is trained on the rest, and the one with the least error on that holdout is taken. With it, the
 program is trained on all of the training part of every split. Nothing is chosen by the error on a test part.
 
-- *distmf, defaults* and *distmf, posterior_samples=8*: there is nothing to choose.
+- *distmf, defaults* and *distmf, posterior_samples=10*: there is nothing to choose.
 - *distmf, tuned*: its SGD.
 - *LIBMF*: without L1 penalty, on the ratings as they are: it has no biases, and gets better when its factors do the
   work of the mean as well than when that is taken off. It knows no seed.
@@ -63,7 +63,7 @@ def grid(**values: tuple[float, ...]) -> list[Settings]:
 SETTINGS: dict[str, list[Settings]] = {
     "distmf": [{}],
     "distmf-tuned": grid(rank=(64, 128, 256), reg=(0.035, 0.045, 0.055, 0.07), epochs=(12, 15)),
-    "distmf-posterior": [{"posterior_samples": 8}],
+    "distmf-posterior": [{"posterior_samples": 10}],
     "libmf": grid(rank=(32, 64, 128), reg=(0.05, 0.07, 0.1), step_size=(0.03, 0.05), epochs=(20, 40)),
     "surprise": grid(rank=(50, 100), reg=(0.05, 0.07, 0.1), step_size=(0.01,), epochs=(20, 40)),
     "svdpp": grid(rank=(20,), reg=(0.02, 0.05, 0.1), step_size=(0.007,), epochs=(20,)),
@@ -72,7 +72,7 @@ SETTINGS: dict[str, list[Settings]] = {
 NAMES = {
     "distmf": "distmf, defaults",
     "distmf-tuned": "distmf, tuned",
-    "distmf-posterior": "distmf, posterior_samples=8",
+    "distmf-posterior": "distmf, posterior_samples=10",
     "libmf": "LIBMF",
     "surprise": "Surprise SVD",
     "svdpp": "Surprise SVD++",
@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.1, help="of random splits")
     parser.add_argument("--seeds", type=int, default=5, help="number of random splits")
     parser.add_argument("--generated", type=count, default=0, metavar="RATINGS", help="to generate; 0: none")
+    parser.add_argument("--users", type=count, help="of those generated  [default: a hundredth of the ratings]")
+    parser.add_argument("--items", type=count, help="of those generated  [default: a thousandth]")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="[default: all that are installed]")
     parser.add_argument("--svdpp", action="store_true", help="Surprise's SVD++ as well, which is slow")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -114,7 +116,7 @@ def main() -> None:
     if args.toy:
         args.seeds, args.generated = 2, args.generated or 20_000
         SETTINGS.update({program: settings[:2] for program, settings in SETTINGS.items()})
-        SETTINGS["distmf-posterior"] = [{"posterior_samples": 8, "epochs": 3}]
+        SETTINGS["distmf-posterior"] = [{"posterior_samples": 2, "epochs": 3}]
     if not args.data and not args.generated:
         parser.error("give --data, --generated, or both")
     if len(args.folds) not in {1, len(args.data)}:
@@ -144,7 +146,8 @@ def datasets(args: argparse.Namespace, folder: Path) -> Iterator[Data]:
         splits = [write_split(folder / f"{number}-{seed}", *part) for seed, part in enumerate(parts)]
         yield Data(path.stem, f"{n_folds} folds" if n_folds else seeds, len(ratings), splits)
     if args.generated:
-        n_users, n_items = max(1_000, args.generated // 100), max(500, args.generated // 1000)
+        n_users = args.users or max(1_000, args.generated // 100)
+        n_items = args.items or max(500, args.generated // 1000)
         path = planted(folder, args.generated, n_users, n_items)
         yield Data("generated", f"{TEST_SHARE:.0%} for the test", args.generated, [path], NOISE)
 

@@ -86,7 +86,7 @@ def block_ratings(
     user, item, rating : str
         Names of the columns.
     weight : str, optional
-        Name of a column of weights, from 0 on: a rating counts as often as its weight says, over the mean of all.
+        Name of a column of weights, above 0: a rating counts as often as its weight says, over the mean of all.
     holdout : float
         Share of the ratings kept out for validation, from 0 up to but not 1; a hash of (seed, user, item) decides.
     grid : tuple of int, optional
@@ -359,12 +359,8 @@ def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, 
         for row, row_block in enumerate(row_blocks)
         for col, entry in enumerate(row_block.entries)
     }
-    if not any(entry.moments.n for entry in entries.values()):
-        raise RatingsError(
-            "all weights of the ratings to train on are 0; the larger its weight, the more a rating counts"
-        )
     spread = sum(row_block.spread for row_block in row_blocks)
-    is_known = settings.duplicates == "keep" and n_duplicates >= ENOUGH_DUPLICATES
+    is_known = settings.duplicates == "keep" and n_duplicates >= ENOUGH_DUPLICATES and not layout.is_weighted
     noise = math.sqrt(spread / n_duplicates) if is_known else None
     found = {**settings._asdict(), "n_duplicates": n_duplicates, "noise": noise}
     save_manifest(folder, layout, entries, (values.low, values.high), found)

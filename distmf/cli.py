@@ -146,7 +146,11 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 )
 @click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]")
 @click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
-@click.option("--target-cost", type=Number(0), help="Stop when the mean squared error is below this.")
+@click.option(
+    "--target-cost",
+    type=Number(0),
+    help="Stop when the mean squared error, or the mean of another loss, is below this.",
+)
 @click.option(
     "--patience",
     type=click.IntRange(0),

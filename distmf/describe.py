@@ -129,7 +129,7 @@ def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:
     holdout = "" if last is None or last.holdout_error is None else f", holdout {measure} {last.holdout_error:.4f}"
     errors = f"; train {measure} {last.train_error:.4f}{holdout} in the last of them" if last else ""
     lines = {
-        "epochs": f"{found['epochs']} of {settings['epochs']} done{errors}",
+        "epochs": f"{found['epochs']} of {settings['epochs'] * max(1, settings['posterior_samples'])} done{errors}",
         "kept": f"the states after {' and '.join(map(str, epochs))} epochs" if epochs else "nothing yet",
         "driver": driver or "none; distmf train … --checkpoint FOLDER --resume goes on",
         **{name: str(value) for name, value in settings.items() if name != "epochs"},

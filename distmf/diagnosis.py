@@ -14,6 +14,7 @@ from distmf.history import Epoch, History, best_on_holdout
 RISE = 1.005  # of the training error from one epoch to the next, from which on it has risen: less is noise
 FALL = 0.002  # of the error per epoch, over the last few, with which it is still falling
 COMES_TO_REST = 0.0005  # of the error per epoch, below which more epochs do not pay
+LEAST_EPOCHS = 10  # that tell something
 LAST = 3  # epochs, in the mean of which it falls
 OVERFIT = 1.002  # the error on the holdout at the end over the best one, from which on the model overfits
 BIASES = 1.01  # times the error with biases only, above which a model has not come as far as these
@@ -78,7 +79,7 @@ def diagnose(history: History, *, adapts_step: bool, draws: bool) -> Diagnosis:
     found = [_no_signal(history) or _at_the_noise(history)]
     if not draws:
         found = [_step_too_large(history, adapts_step), _overfitting(history), _step_too_small(history), *found]
-        if not any(found[:3]):
+        if not any(found[:3]) and (found[3] is None or found[3].code != "no signal"):
             found.append(_still_falling(history))
     if not any(found):
         found.append(_came_to_an_end(history))
@@ -91,7 +92,7 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
         for before, after in itertools.pairwise(history)
         if after.train_error > RISE * before.train_error and after.epoch > 2  # noise in the first epochs
     ]
-    if not history.rollbacks and len(rises) < 2:
+    if not history.rollbacks and (adapts_step or len(rises) < 2):  # a step that adapts grows until the error rises
         return None
     seen = [f"the training error rose in epochs {_listed(rises)}"] if rises else []
     if history.rollbacks:
@@ -136,8 +137,18 @@ def _step_too_small(history: History) -> Finding | None:
 def _still_falling(history: History) -> Finding | None:
     errors = _errors(history)
     fall = _fall(errors)
-    if fall is None or fall < FALL or history.stopped not in ("epochs", "time"):
+    if history.stopped not in ("epochs", "time"):
         return None
+    if fall is None:
+        return Finding("still falling", f"{len(history)} epochs are too few to tell: give it at least {LEAST_EPOCHS}.")
+    if fall < FALL:
+        return None
+    if history.holdout_error is None:
+        return Finding(
+            "still falling",
+            f"The error on the ratings trained on still falls, by {100 * fall:.2g} % per epoch. Whether more epochs "
+            "make the model better, only ratings that are held out can tell: give it a holdout of 0.1.",
+        )
     before = _fall(errors[:-LAST]) or 2 * fall
     ratio = min(0.99, max(0.5, (fall / before) ** (1 / LAST) if before > 0 else 0.5))
     more = math.ceil(math.log(COMES_TO_REST / fall) / math.log(ratio))

@@ -79,7 +79,8 @@ class MatrixFactorization:
     tol : float
         Stop when the cost falls by less than this share per epoch; 0 never stops.
     target_cost : float, optional
-        Stop when the mean squared error over the ratings, in their units squared, is below this.
+        Stop when the mean squared error over the ratings, in their units squared, or the mean of another loss, is below
+        this.
     patience : int
         Where there is a holdout, stop when its error has not got better for so many epochs, and take the model of the
         best epoch; 0 does all epochs and takes the model of the last.
@@ -301,7 +302,7 @@ class MatrixFactorization:
         n_epochs = self.epochs * max(1, self.posterior_samples)
         rules = StopRules(n_epochs, self.tol, self.target_cost, self.patience, self.max_seconds)
         state = None if warm is None else warm_state(training, warm, self.epochs)
-        trainer = Trainer(training, rules, engine, checkpoint, save_every, state)
+        trainer = Trainer(training, rules, engine, checkpoint, save_every, state, has_baselines=warm is None)
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:

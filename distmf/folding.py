@@ -24,7 +24,7 @@ from distmf.model import Model
 from distmf.progress import Progress
 from distmf.sides import Float32, Side
 
-JITTER = 1e-9  # of the mean of the diagonal: without any λ, users of few ratings have many solutions
+JITTER = 1e-9  # of the diagonal: without any λ, users of few ratings have many solutions
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Regressor:
         z = self.items[cols]
         weighted = z * weights[:, None]
         matrix = z.T @ weighted
-        matrix[np.diag_indices_from(matrix)] += (
-            self.each * weights.sum() + self.once + JITTER * np.trace(matrix) / len(z.T)
-        )
+        diagonal = np.diag_indices_from(matrix)
+        matrix[diagonal] += self.each * weights.sum() + self.once
+        matrix[diagonal] += JITTER * matrix[diagonal] + np.finfo(np.float64).tiny
         return matrix, weighted.T @ (ratings - self.biases[cols])
 
 
@@ -83,6 +83,7 @@ def fold_in(model: Model, blocks: Blocks, reg: float, bias_reg: float, seed: int
     seed : int
         Of draws.
     """
+    model.users.cast(blocks.ids("user")["id"], "user")  # an error now, not after the work
     cols_of = model.items.positions(blocks.ids("item")["id"], "item")
     solver = _Draws(model, seed) if model.users.draws is not None else _Ridge(model, reg, bias_reg)
     ids, n_left_out = [], 0

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from distmf.blocks import Blocks
 from distmf.errors import RatingsError
@@ -10,7 +11,7 @@ from distmf.losses import LOSSES, Constants, LossName, Normalisation, Objective
 
 SAMPLED = 1 << 20  # ratings, of which median and deviation are taken
 STD_OF_DEVIATION = 1.4826  # of a normal distribution, over its median deviation
-LEAST_SHARE = 0.01  # of the interval on either side of the mean, for the slope of the sigmoid there
+LEAST_SHARE = 1e-6  # of the interval on either side of the mean, for the slope of the sigmoid there
 
 
 def normalise(
@@ -32,7 +33,8 @@ def normalise(
         return _with(loss, (lowest + highest) / 2, (highest - lowest) / 2, constants, nonnegative=nonnegative)
     if loss == "poisson":
         if lowest < 0 or mean <= 0:
-            raise RatingsError(f"loss 'poisson' is for counts and other amounts, but ratings are from {lowest:g} on")
+            what = f"there are ratings from {lowest:g} on" if lowest < 0 else "all ratings are 0"
+            raise RatingsError(f"loss 'poisson' is for counts and other amounts, but {what}")
         return _with(loss, mean, scale, Constants(offset=mean / scale), nonnegative=nonnegative)
     if kind.is_robust:
         mean, scale = _robust(blocks, mean, scale)
@@ -51,6 +53,32 @@ def normalise(
     )
 
 
+def check_ratings(blocks: Blocks, normalisation: Normalisation) -> None:
+    """Refuse ratings that a model which training goes on from is not for.
+
+    Raises
+    ------
+    RatingsError
+        If they are beyond its bounds, not its two values, or negative where it is for amounts.
+    """
+    objective, (lowest, highest) = normalisation.objective, blocks.rating_range
+    if objective.details.is_binary or objective.is_bounded:
+        ends = (-1.0, 1.0)
+        if objective.is_bounded:
+            low, width = objective.constants[:2]
+            ends = low, low + width
+        low, high = (normalisation.mean + normalisation.scale * end for end in ends)
+        room = 1e-6 * (high - low)
+        is_within = low - room <= lowest <= highest <= high + room
+        if not is_within or (objective.details.is_binary and not set(blocks.layout.encoding.table) <= {low, high}):
+            raise RatingsError(
+                f"the model to start from is for ratings {'of' if objective.details.is_binary else 'between'} {low:g} "
+                f"and {high:g}, but there are ratings from {lowest:g} to {highest:g}"
+            )
+    if objective.loss == "poisson" and lowest < 0:
+        raise RatingsError(f"loss 'poisson' is for counts and other amounts, but there are ratings from {lowest:g} on")
+
+
 def _with(
     loss: LossName, mean: float, scale: float, constants: Constants, is_bounded: bool = False, *, nonnegative: bool
 ) -> Normalisation:
@@ -61,7 +89,7 @@ def _refuse_values(blocks: Blocks, loss: LossName) -> None:
     values = blocks.layout.encoding.table
     if len(values) != 2 or not blocks.rating_range[0] < blocks.moments.mean < blocks.rating_range[1]:
         shown = ", ".join(f"{value:g}" for value in values[:3]) + (", …" if len(values) > 3 else "")
-        there = f"{len(values)} values: {shown}" if values else "more than 256 values, or means of duplicates"
+        there = f"{len(values)} of them: {shown}" if values else "more than 256 values, or means of duplicates"
         raise RatingsError(f"loss {loss!r} is for ratings of two values, as 0 and 1, or -1 and 1; here are {there}")
 
 
@@ -69,7 +97,16 @@ def _robust(blocks: Blocks, mean: float, scale: float) -> tuple[float, float]:
     """Return median and spread of ratings in the largest block, which are drawn at random; outliers do not show."""
     key = max(sorted(blocks.entries), key=lambda key: blocks.entries[key].n_train)
     ratings = blocks.read(key, "train")
-    values = ratings.encoding.decode(ratings.values[:: 1 + len(ratings.values) // SAMPLED]).astype(np.float64)
-    median = float(np.median(values))
-    deviation = float(np.median(np.abs(values - median))) * STD_OF_DEVIATION
-    return median, deviation or float(np.mean(np.abs(values - median))) or scale
+    some = slice(None, None, 1 + len(ratings.values) // SAMPLED)
+    values = ratings.encoding.decode(ratings.values[some]).astype(np.float64)
+    weights = np.ones(len(values)) if ratings.weights is None else ratings.weights[some].astype(np.float64)
+    median = _median(values, weights)
+    deviations = np.abs(values - median)
+    return median, _median(deviations, weights) * STD_OF_DEVIATION or float(deviations.mean()) or scale
+
+
+def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
+    """Return the value at which half of the weight is reached."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(reached, reached[-1] / 2)]])

@@ -66,7 +66,7 @@ def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> A
 
 def _regs(name: str, value: Any) -> float | Pair | str:
     """Return a number, or one for users and one for items, or "auto"."""
-    if name == "reg" and value == "auto":
+    if name == "reg" and isinstance(value, str) and value == "auto":
         return "auto"
     is_pair = isinstance(value, tuple | list) and len(value) == 2
     regs = list(value) if is_pair else [value]
@@ -89,7 +89,7 @@ def _bounds(value: Any) -> Pair | None:
 
 def _check_loss(found: dict[str, Any]) -> None:
     loss = found["loss"]
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         similar = difflib.get_close_matches(str(loss), LOSSES, n=1)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
         raise ParameterError(f"loss is {loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
@@ -98,7 +98,7 @@ def _check_loss(found: dict[str, Any]) -> None:
         raise ParameterError(f"bounds are for the losses {fitting}; loss is {loss!r}")
     if found["posterior_samples"]:
         for name, value in OF_POSTERIORS.items():
-            if found[name] != value:
+            if found[name] != value and (name != "l1_reg" or any(pair(found[name]))):
                 raise ParameterError(
                     f"{name} is {found[name]!r} with posterior_samples, which are of squared errors and free factors; "
                     f"leave {name} out, or posterior_samples"

@@ -73,7 +73,7 @@ class Batch(NamedTuple):
     rating : float32, shape (n,)
         Finite.
     weight : float32, shape (n,)
-        Finite, and not negative.
+        Finite, and above 0.
 
     What was not asked for is None.
     """
@@ -331,7 +331,7 @@ def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[s
         found[name, f"infinite {what} (as float32)"] = int(np.isinf(bad).sum())
         found[name, f"{what} beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
         if what == "weights":
-            found[name, "negative weights"] = int((values < 0).sum())
+            found[name, "weights that are not above 0"] = int((values <= 0).sum())
     batch = Batch(ids[0], ids[1] if columns.item else None, numbers.get("ratings"), numbers.get("weights"))
     return batch, {key: n for key, n in found.items() if n}
 

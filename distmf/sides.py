@@ -103,10 +103,7 @@ class Side:
         RatingsError
             If ids of the others are of another type.
         """
-        try:
-            ids = as_ids(other.ids, self.ids.type, "known").cast(self.ids.type)
-        except pa.ArrowInvalid as err:
-            raise RatingsError(f"there are ids that do not fit {self.ids.type}, as those trained on are") from err
+        ids = self.cast(other.ids, "known")
         old = np.flatnonzero(replace(other, ids=ids).map.numbers(self.ids) < 0)
         both = pa.concat_arrays([self.ids.take(pa.array(old)), ids])
         order = pc.sort_indices(both)
@@ -130,6 +127,21 @@ class Side:
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
         return [self.factors, self.biases, self.counts, *([] if self.draws is None else [self.draws])]
+
+    def cast(self, ids: Any, name: str) -> pa.Array:
+        """Return ids as ids of this side are.
+
+        Raises
+        ------
+        RatingsError
+            If they are of another type, or do not fit.
+        """
+        try:
+            return as_ids(ids, self.ids.type, name).cast(self.ids.type)
+        except pa.ArrowInvalid as err:
+            raise RatingsError(
+                f"there are {name} ids that do not fit {self.ids.type}, the type of the model's"
+            ) from err
 
     def positions(self, ids: Any, name: str) -> npt.NDArray[np.int64]:
         """Return the position of each id, -1 for those that were not trained on."""

@@ -108,8 +108,6 @@ def _means(
         values, weights = unpack(values, dtype)
     totals = np.add.reduceat(weights.astype(np.float64), starts)
     sums = np.add.reduceat(values.astype(np.float64) * weights, starts)
-    counts = np.diff(np.append(starts, len(values)))
-    plain = np.add.reduceat(values.astype(np.float64), starts) / counts  # of ratings that all weigh nothing
-    means = np.where(totals > 0, sums / np.where(totals > 0, totals, 1), plain)
+    means = sums / totals
     means = (np.rint(means) if dtype == np.uint16 else means).astype(dtype)
     return cells[starts], pack(means, totals.astype(np.float32)) if layout.is_weighted else means

@@ -9,7 +9,7 @@ from distmf.errors import ParameterError
 from distmf.kernel import Hyperparameters, Pair
 from distmf.langevin import SIDES, LangevinRule
 from distmf.losses import Normalisation
-from distmf.normalisation import normalise
+from distmf.normalisation import check_ratings, normalise
 from distmf.parameters import pair
 from distmf.stepsize import StepRule, reg_for, share_of_step, start_for
 from distmf.tasks import Training
@@ -39,6 +39,8 @@ def training_of(parameters: dict[str, Any], blocks: Blocks, normalisation: Norma
     if normalisation is None:
         kind = parameters["loss"], parameters["bounds"]
         normalisation = normalise(blocks, *kind, nonnegative=parameters["nonnegative"])
+    else:
+        check_ratings(blocks, normalisation)
     mean, scale, objective = normalisation
     if samples := parameters["posterior_samples"]:
         if blocks.layout.is_weighted:

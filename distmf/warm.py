@@ -39,6 +39,7 @@ def warm_state(training: Training, model: Model, epochs: int) -> State:
     of_sides = zip(SIDES, (state.rows, state.cols), (model.users, model.items), training.shares, strict=True)
     for name, firsts, side, most in of_sides:
         table, begin, blocks = training.blocks.ids(name), 0, []
+        side.cast(table["id"], name)  # an error now, not after training
         for n, first in enumerate(firsts):
             block = thawed(fetch(first, None, rank))
             there = table.slice(begin, len(block.biases))

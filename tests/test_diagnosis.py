@@ -120,6 +120,20 @@ def test_diagnose__names_the_epochs_in_which_the_error_rose() -> None:
     assert "rose in epochs 3, 5" in str(found)
 
 
+def test_diagnose__without_a_holdout_says_what_it_cannot_know() -> None:
+    errors = [0.9 * 0.97**n for n in range(20)]
+    alone, held_out = (diagnose(history(errors, more), adapts_step=True, draws=False) for more in (None, errors))
+    assert alone.codes == held_out.codes == ["still falling"]
+    assert "only ratings that are held out can tell" in str(alone)
+    assert "give it about" in str(held_out)
+
+
+def test_diagnose__of_few_epochs_says_that_they_are_too_few() -> None:
+    found = diagnose(history([0.9, 0.7], [0.95, 0.8]), adapts_step=True, draws=False)
+    assert found.codes == ["still falling"]
+    assert "2 epochs are too few to tell" in str(found)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_diagnose__takes_histories_of_hardly_any_epochs(n: int) -> None:
     for stopped in ("epochs", "interrupted", "target", "time"):

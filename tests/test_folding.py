@@ -189,6 +189,36 @@ def test_partial_fit__is_the_same_on_processes_of_which_one_is_killed(
     assert files(tmp_path / "threads") == files(tmp_path / "processes")
 
 
+@pytest.mark.parametrize(
+    ("options", "ratings", "message"),
+    [
+        ({"loss": "logistic"}, [1.0, 2.0, 3.0], "for ratings of 0 and 1, but there are ratings from 1 to 3"),
+        ({"loss": "hinge"}, [-1.0, 1.0, 1.0], "for ratings of 0 and 1, but there are ratings from -1 to 1"),
+        ({"loss": "poisson"}, [-1.0, 1.0, 1.0], "counts and other amounts, but there are ratings from -1 on"),
+        ({"bounds": (0, 1)}, [0.0, 1.0, 1.1], "for ratings between 0 and 1, but there are ratings from 0 to 1.1"),
+    ],
+)
+def test_partial_fit__refuses_ratings_that_the_model_is_not_for(
+    options: dict[str, Any], ratings: list[float], message: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    users, items = np.divmod(np.arange(200), 20)
+    old = {"user_id": users, "item_id": items, "rating": rng.integers(2, size=200).astype(np.float32)}
+    mf = MatrixFactorization(2, epochs=2, **options).fit(write(tmp_path / "old.parquet", old), grid=(1, 1))
+    new = write(tmp_path / "new.parquet", {"user_id": [1, 2, 3], "item_id": [1, 2, 3], "rating": ratings})
+    with pytest.raises(RatingsError, match=message):
+        mf.partial_fit(new, grid=(1, 1))
+
+
+def test_ids__that_do_not_fit_are_refused_before_training(parts: Parts, tmp_path: Path) -> None:
+    mf = MatrixFactorization(RANK, epochs=2).fit(parts.old)
+    columns = {"user_id": pa.array([2**63 + 5, 1], pa.uint64()), "item_id": [1, 2], "rating": [1.0, 2.0]}
+    source = write(tmp_path / "large.parquet", columns)
+    for run in (mf.partial_fit, mf.fold_in):
+        with pytest.raises(RatingsError, match="there are user ids that do not fit int64"):
+            run(source, grid=(1, 1))
+
+
 def test_fit__starts_only_from_a_model_of_its_kind(parts: Parts) -> None:
     start = MatrixFactorization(RANK, epochs=2).fit(parts.old)
     with pytest.raises(ValueError, match="rank is 5, but 3 in the model to start from"):

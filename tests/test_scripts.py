@@ -100,7 +100,7 @@ def test_benchmark_of_errors__runs_without_peers_and_says_what_is_not_installed(
     output = run("-c", hidden, "benchmarks/quality.py", "--toy", "--data", str(tmp_path / "made"), "--folds", "2")
     assert "|  | made | seconds | generated, RMSE / noise | seconds |" in output
     rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
-    assert rows[2:] == ["| distmf, defaults", "| distmf, tuned", "| distmf, posterior_samples=8"]
+    assert rows[2:] == ["| distmf, defaults", "| distmf, tuned", "| distmf, posterior_samples=10"]
     assert "- made: 10,000 ratings, 2 folds\n  - distmf, tuned: rank 32" in output
     assert "- LIBMF is left out: libmf not installed" in output
     assert "- Surprise SVD is left out: surprise not installed" in output

@@ -15,9 +15,8 @@ from tests.helpers import files, random_ratings, write
 
 
 def weighted(n: int = 5000, *, coded: bool = True, seed: int = 0) -> pa.Table:
-    """Return ratings with weights; some of these are 0."""
-    weights = np.random.default_rng(seed).gamma(1, 2, n).astype(np.float32)
-    weights[::50] = 0
+    """Return ratings with weights."""
+    weights = np.random.default_rng(seed).gamma(1, 2, n).astype(np.float32) + np.float32(1e-3)
     return random_ratings(n, 300, 100, coded=coded).append_column("w", pa.array(weights))
 
 
@@ -52,7 +51,7 @@ def test_block_ratings__keeps_each_rating_with_its_weight(coded: bool, tmp_path:
 @pytest.mark.parametrize("coded", [True, False])
 def test_block_ratings__with_weights_does_not_depend_on_order_or_files(coded: bool, tmp_path: Path) -> None:
     table = weighted(coded=coded)
-    again = table.slice(0, 300).set_column(3, "w", pa.array(np.arange(300, dtype=np.float32)))  # the same ratings
+    again = table.slice(0, 300).set_column(3, "w", pa.array(np.arange(1, 301, dtype=np.float32)))  # the same ratings
     table = pa.concat_tables([table, again])
     shuffled = table.take(pa.array(np.random.default_rng(1).permutation(len(table))))
     write(tmp_path / "one.parquet", table)
@@ -70,9 +69,9 @@ def test_block_ratings__with_weights_does_not_depend_on_order_or_files(coded: bo
 
 def test_block_ratings__takes_weighted_means_of_duplicates(tmp_path: Path) -> None:
     columns = {"user_id": [1, 1, 2, 2, 3], "item_id": [1, 1, 1, 1, 2], "rating": [1.0, 4.0, 2.0, 3.0, 5.0]}
-    source = write(tmp_path / "r.parquet", {**columns, "w": [1.0, 2.0, 0.0, 0.0, 1.0]})
+    source = write(tmp_path / "r.parquet", {**columns, "w": [1.0, 2.0, 2.0, 2.0, 1.0]})
     blocks = block_ratings(source, tmp_path / "b", weight="w", duplicates="mean", grid=(1, 1))
-    assert sorted(rows_of(blocks, "train")) == [(1, 1, 3.0, 3.0), (2, 1, 2.5, 0.0), (3, 2, 5.0, 1.0)]
+    assert sorted(rows_of(blocks, "train")) == [(1, 1, 3.0, 3.0), (2, 1, 2.5, 4.0), (3, 2, 5.0, 1.0)]
 
 
 def test_fit__minimises_the_weighted_error(tmp_path: Path) -> None:
@@ -106,9 +105,9 @@ def test_fit__is_the_same_with_all_weights_alike(tmp_path: Path) -> None:
     ("weights", "message"),
     [
         ([1.0, None, 1.0], "column 'w' has 1 null weights"),
-        ([1.0, -1.0, -2.0], "column 'w' has 2 negative weights"),
+        ([1.0, -1.0, -2.0], "column 'w' has 2 weights that are not above 0"),
         ([1.0, float("nan"), 1.0], "column 'w' has 1 NaN weights"),
-        ([0.0, 0.0, 0.0], "all weights of the ratings to train on are 0"),
+        ([0.0, 1.0, 0.0], "column 'w' has 2 weights that are not above 0"),
         (["a", "b", "c"], "column 'w' has type string; weights must be numbers"),
     ],
 )
@@ -116,6 +115,20 @@ def test_block_ratings__refuses_weights(weights: list[Any], message: str, tmp_pa
     columns = {"user_id": [1, 2, 3], "item_id": [1, 2, 3], "rating": [1.0, 2.0, 3.0], "w": weights}
     with pytest.raises(RatingsError, match=message):
         block_ratings(write(tmp_path / "r.parquet", columns), tmp_path / "b", weight="w", grid=(1, 1))
+
+
+@pytest.mark.parametrize("loss", ["squared", "absolute", "huber"])
+def test_fit__hardly_sees_ratings_of_hardly_any_weight(loss: Any, tmp_path: Path) -> None:
+    table = random_ratings(5000, 300, 100)
+    wrong = table.set_column(2, "rating", pa.array(np.full(5000, 1000, dtype=np.float32)))
+    both = pa.concat_tables([table, wrong, wrong])
+    weights = np.repeat([1, 1e-9, 1e-9], 5000).astype(np.float32)
+    mf = MatrixFactorization(4, loss=loss).fit(
+        write(tmp_path / "r.parquet", both.append_column("w", pa.array(weights))), weight="w"
+    )
+    errors = mf.predict(table["user_id"].to_numpy(), table["item_id"].to_numpy()) - table["rating"].to_numpy()
+    assert np.sqrt(np.mean(errors**2)) < 0.6
+    assert "at the noise" not in mf.diagnose().codes
 
 
 def test_weights__are_not_for_draws(tmp_path: Path) -> None:
