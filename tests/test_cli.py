@@ -417,7 +417,7 @@ def test_train__takes_losses_bounds_weights_and_pairs(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--loss", "logistic"), 1, "two values, as 0 and 1, or -1 and 1; here are 5 values: 1, 2, 3"),
+        (("--loss", "logistic"), 1, "two values, as 0 and 1, or -1 and 1; here are 5 of them: 1, 2, 3"),
         (("--loss", "log"), 2, "is not one of"),
         (("--bounds", 2, 4), 1, "bounds are 2 and 4, but there are ratings from 1 to 5"),
         (("--bounds", 4, 2), 2, "two numbers, the lower one first"),

@@ -24,7 +24,7 @@ COLUMNS = Columns()
 def read(source: Any, columns: Columns = COLUMNS) -> Batch:
     ratings = open_ratings(source, columns)
     batches = [batch for piece in ratings.pieces for batch in read_piece(ratings, piece)]
-    user, item, rating = zip(*batches, strict=True)
+    user, item, rating, _ = zip(*batches, strict=True)
     return Batch(pa.concat_arrays(user), pa.concat_arrays(item), np.concatenate(rating))
 
 
