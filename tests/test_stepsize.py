@@ -57,7 +57,8 @@ def test_share_of_step__is_less_than_all_only_where_lines_have_many_ratings() ->
 
 def test_start_for_and_reg_for__grow_with_sparsity_up_to_a_bound() -> None:
     assert start_for(10**6, 10**4) == pytest.approx(0.04)
-    assert reg_for(10**6, 10**4) == pytest.approx(0.05)
+    assert reg_for(10**6, 10**4) == pytest.approx(0.04)
     assert start_for(10**6, 4 * 10**4) == pytest.approx(0.08)
-    assert reg_for(10**6, 3 * 10**4) == pytest.approx(0.05 * 3**0.5)
-    assert start_for(5, 10) == reg_for(5, 10) == 0.1
+    assert reg_for(10**6, 3 * 10**4) == pytest.approx(0.04 * 3**0.5)
+    assert reg_for(16 * 10**6, 10**4) == pytest.approx(0.02)
+    assert (start_for(5, 10), reg_for(5, 10)) == (0.1, 0.08)

@@ -56,8 +56,8 @@ def kill() -> None:
 
 
 def test_tune__finds_the_planted_rank_and_a_reg_near_the_automatic_one(planted: distmf.Blocks) -> None:
-    tuning = tune(planted, ranks=[1, 4], regs=[0.001, "auto", 1.0], epochs=[20])
-    assert tuning.settings == {"rank": 4, "reg": "auto", "epochs": 20, "seed": 0}
+    tuning = tune(planted, ranks=[1, 4], regs=[0.001, "auto", 1.0], epochs=[15])
+    assert tuning.settings == {"rank": 4, "reg": "auto", "epochs": 15, "seed": 0}
     assert tuning.best.holdout_rmse is not None
     assert tuning.defaults.holdout_rmse is not None
     assert 0.8 < tuning.best.holdout_rmse < 0.99 * tuning.defaults.holdout_rmse
@@ -103,7 +103,7 @@ def test_tune__says_so_if_the_defaults_are_best(planted: distmf.Blocks) -> None:
 
 
 def test_tune__takes_the_defaults_among_the_candidates_for_one_candidate(blocks: distmf.Blocks) -> None:
-    tuning = tune(blocks, ranks=[64], regs=["auto"], epochs=[20])
+    tuning = tune(blocks, ranks=[64], regs=["auto"], epochs=[15])
     assert [each.settings for each in tuning.candidates] == [DEFAULTS]
 
 
