@@ -317,18 +317,18 @@ class Trainer:
         seconds : float
             Since the graph with it began.
         """
-        after, rule = [*costs, cost.train], self.training.chain_rule
+        after, rule, rules = [*costs, cost.train], self.training.chain_rule, self.rules
+        is_late = rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds
         if rule:  # every chain begins high, and its cost goes up and down
             diverged = self._has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
-            return Reached(len(costs) if diverged else len(after), diverged=diverged)
+            return Reached(len(costs) if diverged else len(after), "time" if is_late else None, diverged)
         if self._has_diverged(cost, costs):
             return Reached(len(costs), diverged=True)
-        rules = self.rules
         events: dict[Stopped, bool] = {
             "target": self._is_on_target(cost),
             "converged": rules.tol > 0 and _is_steady(after[-STEADY_EPOCHS - 1 :], rules.tol),
             "early": rules.patience > 0 and _is_over(rules.patience, [*holdouts, self.error(cost.holdout)]),
-            "time": rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds,
+            "time": is_late,
         }
         return Reached(len(after), next((event for event, holds in events.items() if holds), None))
 

@@ -13,7 +13,7 @@ from distmf.encoding import Encoding
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
 from distmf.langevin import ChainState, LangevinRule, prior_and_noise
 from distmf.records import group
-from tests.helpers import write
+from tests.helpers import blocks_in, write
 
 RANK, PRECISION, NOISE_PRECISION = 1, 4.0, 2.0
 
@@ -100,3 +100,12 @@ def test_posterior__is_calibrated_and_better_than_sgd(n: int, tmp_path: Path) ->
     unseen, std = mf.predict([-1, 0, -1], [0, -1, -1], return_std=True)
     assert len(unseen) == 3
     assert (std > mf.predict([0], [0], return_std=True)[1]).all()  # who is not known may be anybody
+
+
+@pytest.mark.parametrize("max_seconds", [0.0, 0.3])
+def test_fit__of_draws_ends_when_the_time_is_over(max_seconds: float, tmp_path: Path) -> None:
+    blocks = blocks_in(tmp_path, 20_000, 500, 200)
+    mf = MatrixFactorization(8, posterior_samples=3, epochs=400, max_seconds=max_seconds).fit(blocks)
+    assert mf.history_.stopped == "time"
+    assert 1 <= len(mf.history_) < 1200
+    assert np.isfinite(mf.predict([1], [1], return_std=True)).all()
