@@ -88,8 +88,8 @@ class MatrixFactorization:
         Stop after so many seconds of training.
     posterior_samples : int
         If not 0, the factors are drawn from their posterior instead, by as many chains, and predictions are the means
-        over all of them. `reg`, `bias_reg`, the step size and the stop rules but `max_seconds` then have no effect: there
-        is nothing to choose. The ratings' noise and the spread of the factors are learned.
+        over all of them. `reg`, `bias_reg`, the step size and all stop rules but `max_seconds` then have no effect:
+        there is nothing to choose. The ratings' noise and the spread of the factors are learned.
     seed : int
         Of the first factors and of all orders.
 
