@@ -91,6 +91,14 @@ def test_benchmark_beside_peers__says_what_is_not_installed() -> None:
     assert "| Spark ALS | not installed: pip install pyspark |" in output
 
 
+def test_benchmark_of_steps__runs() -> None:
+    rows = [line.split(" | ") for line in run("benchmarks/steps.py", "--toy").splitlines() if line.startswith("| ")]
+    errors = [float(row[-1].rstrip(" |")) for row in rows[2:]]
+    assert len(errors) == 9
+    assert len(set(errors)) == 9  # each is a rule of its own
+    assert all(0.7 < error < 1.5 for error in errors)
+
+
 def test_benchmark_of_errors__runs_without_peers_and_says_what_is_not_installed(tmp_path: Path) -> None:
     planted_ratings(tmp_path / "made", 10_000, 300, 200)
     hidden = "import importlib.util, runpy, sys; find_spec = importlib.util.find_spec; sys.argv = sys.argv[1:]; "
