@@ -269,6 +269,10 @@ class Folder(NamedTuple):
         try:
             manifest: dict[str, Any] = json.loads(self.read(kind.manifest))
             checksum = manifest.pop("checksum", None)
+        except StoreError as err:
+            if err.errno not in MISSING:
+                raise
+            raise StoreError(f"{self}: there is no {kind.name} here: {kind.manifest} is missing", err.errno) from err
         except (ValueError, AttributeError, TypeError) as err:
             raise StoreError(
                 f"{self}: {kind.manifest} is damaged: {one_line(err)}; restore it or make the folder again"

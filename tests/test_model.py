@@ -189,7 +189,7 @@ def test_save__keeps_the_old_model_when_it_fails(
 
 
 def test_load__refuses_what_is_no_model(mf: MatrixFactorization, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"missing: the file model.json is missing"):
+    with pytest.raises(StoreError, match=r"missing: there is no distmf model here: model.json is missing"):
         load(tmp_path / "missing")
     mf.save(tmp_path / "model")
     (tmp_path / "model" / "users.parquet").write_bytes(b"PAR1")
