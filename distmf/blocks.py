@@ -195,6 +195,11 @@ class Blocks:
         return sum((self.entries[key].moments for key in sorted(self.entries)), Moments(0, 0.0, 0.0))
 
     @property
+    def train_weight(self) -> float:
+        """Sum of the weights of the ratings to train on: their number where they have none."""
+        return sum(self.entries[key].moments.n for key in sorted(self.entries))
+
+    @property
     def holdout_weight(self) -> float:
         """Sum of the weights of the ratings held out: their number where they have none."""
         return sum(self.entries[key].holdout_weight for key in sorted(self.entries))

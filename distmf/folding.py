@@ -83,12 +83,11 @@ def fold_in(model: Model, blocks: Blocks, reg: float, bias_reg: float, seed: int
     seed : int
         Of draws.
     """
-    model.users.cast(blocks.ids("user")["id"], "user")  # an error now, not after the work
+    all_ids = model.users.cast(blocks.ids("user")["id"], "user")
     cols_of = model.items.positions(blocks.ids("item")["id"], "item")
     solver = _Draws(model, seed) if model.users.draws is not None else _Ridge(model, reg, bias_reg)
     ids, n_left_out = [], 0
     progress = Progress(logger, "folding in", blocks.n_ratings)
-    all_ids = blocks.ids("user")["id"].combine_chunks()
     for row in range(blocks.shape.rows):
         rows, cols, ratings, weights = _ratings_of(blocks, row)
         known = cols_of[cols] >= 0
@@ -110,7 +109,7 @@ def fold_in(model: Model, blocks: Blocks, reg: float, bias_reg: float, seed: int
 
 def _ratings_of(blocks: Blocks, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats]:
     """Return row and column numbers, ratings and weights, whose mean is 1, of a row block."""
-    mean_weight = blocks.moments.n / blocks.n_ratings
+    mean_weight = blocks.train_weight / blocks.n_ratings
 
     def parts() -> Iterator[tuple[Any, Any, Any, Any]]:
         for col in range(blocks.shape.cols):
@@ -133,10 +132,10 @@ class _Solver:
         self.draws: list[Float32] = []
 
     def side(self, ids: pa.Array) -> Side:
-        """Return all users so far, by ascending id."""
+        """Return all users so far."""
         draws = np.array(self.draws, dtype=np.float32) if self.draws else None
         factors, biases = np.array(self.factors, dtype=np.float32), np.array(self.biases, dtype=np.float32)
-        return Side(ids, factors, biases, np.array(self.counts, dtype=np.int64), draws).in_order()
+        return Side(ids, factors, biases, np.array(self.counts, dtype=np.int64), draws)
 
 
 class _Ridge(_Solver):

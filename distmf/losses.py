@@ -199,12 +199,17 @@ class Normalisation(NamedTuple):
         return self.objective.is_bounded or self.objective.loss == "logistic"
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Between what ratings a sigmoid predicts, None if predictions are scores."""
-        if not self._has_sigmoid:
+    def interval(self) -> tuple[float, float] | None:
+        """Between what ratings the loss or a sigmoid has all of them, None if they may be any."""
+        if not (self.objective.is_bounded or self.objective.details.is_binary):
             return None
         low, width = self.objective.constants[:2] if self.objective.is_bounded else (-1.0, 2.0)
         return self.mean + self.scale * low, self.mean + self.scale * (low + width)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between what ratings a sigmoid predicts, None if predictions are scores."""
+        return self.interval if self._has_sigmoid else None
 
     @property
     def unit_of_scores(self) -> float:

@@ -32,9 +32,9 @@ def normalise(
         constants = Constants(offset=math.log(share / (1 - share)), slope=1 / math.sqrt(share * (1 - share)))
         return _with(loss, (lowest + highest) / 2, (highest - lowest) / 2, constants, nonnegative=nonnegative)
     if loss == "poisson":
-        if lowest < 0 or mean <= 0:
-            what = f"there are ratings from {lowest:g} on" if lowest < 0 else "all ratings are 0"
-            raise RatingsError(f"loss 'poisson' is for counts and other amounts, but {what}")
+        _refuse_negative(blocks)
+        if mean <= 0:
+            raise RatingsError("loss 'poisson' is for counts and other amounts, but all ratings are 0")
         return _with(loss, mean, scale, Constants(offset=mean / scale), nonnegative=nonnegative)
     if kind.is_robust:
         mean, scale = _robust(blocks, mean, scale)
@@ -62,27 +62,28 @@ def check_ratings(blocks: Blocks, normalisation: Normalisation) -> None:
         If they are beyond its bounds, not its two values, or negative where it is for amounts.
     """
     objective, (lowest, highest) = normalisation.objective, blocks.rating_range
-    if objective.details.is_binary or objective.is_bounded:
-        ends = (-1.0, 1.0)
-        if objective.is_bounded:
-            low, width = objective.constants[:2]
-            ends = low, low + width
-        low, high = (normalisation.mean + normalisation.scale * end for end in ends)
-        room = 1e-6 * (high - low)
+    if normalisation.interval is not None:
+        low, high = normalisation.interval
+        room, is_binary = 1e-6 * (high - low), objective.details.is_binary
         is_within = low - room <= lowest <= highest <= high + room
-        if not is_within or (objective.details.is_binary and not set(blocks.layout.encoding.table) <= {low, high}):
+        if not is_within or (is_binary and not set(blocks.layout.encoding.table) <= {low, high}):
             raise RatingsError(
-                f"the model to start from is for ratings {'of' if objective.details.is_binary else 'between'} {low:g} "
-                f"and {high:g}, but there are ratings from {lowest:g} to {highest:g}"
+                f"the model to start from is for ratings {'of' if is_binary else 'between'} {low:g} and {high:g}, but "
+                f"there are ratings from {lowest:g} to {highest:g}"
             )
-    if objective.loss == "poisson" and lowest < 0:
-        raise RatingsError(f"loss 'poisson' is for counts and other amounts, but there are ratings from {lowest:g} on")
+    if objective.loss == "poisson":
+        _refuse_negative(blocks)
 
 
 def _with(
     loss: LossName, mean: float, scale: float, constants: Constants, is_bounded: bool = False, *, nonnegative: bool
 ) -> Normalisation:
     return Normalisation(mean, scale, Objective(loss, is_bounded, nonnegative, constants))
+
+
+def _refuse_negative(blocks: Blocks) -> None:
+    if (lowest := blocks.rating_range[0]) < 0:
+        raise RatingsError(f"loss 'poisson' is for counts and other amounts, but there are ratings from {lowest:g} on")
 
 
 def _refuse_values(blocks: Blocks, loss: LossName) -> None:

@@ -88,15 +88,8 @@ class Side:
         """Return the same, trained on so many more ratings each."""
         return replace(self, counts=self.counts + counts)
 
-    def in_order(self) -> Self:
-        """Return the same by ascending ids."""
-        order = pc.sort_indices(self.ids).to_numpy()
-        arrays = {name: getattr(self, name)[order] for name in ("factors", "biases", "counts")}
-        draws = None if self.draws is None else self.draws[order]
-        return replace(self, ids=self.ids.take(pa.array(order)), draws=draws, **arrays)
-
     def updated(self, other: Self) -> Self:
-        """Return these and others; of ids that both have, the others.
+        """Return these and others, which may be in any order, by ascending id; of ids that both have, the others.
 
         Raises
         ------

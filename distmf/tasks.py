@@ -292,6 +292,6 @@ def _measure(training: Training, block: BlockKey, part: Part, rows: FactorBlock,
 def mean_cost(training: Training, *costs: Cost) -> Cost:
     """Return the weighted means over all ratings to train on and all held out, given sums over parts of them."""
     total = sum(costs, Cost(0.0, 0.0))
-    train_weight, holdout_weight = training.blocks.moments.n, training.blocks.holdout_weight
+    train_weight, holdout_weight = training.blocks.train_weight, training.blocks.holdout_weight
     holdout = total.holdout / holdout_weight if holdout_weight else math.nan
     return Cost(total.train / train_weight, holdout, total.spread)

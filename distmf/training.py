@@ -49,7 +49,7 @@ def training_of(parameters: dict[str, Any], blocks: Blocks, normalisation: Norma
         draws = LangevinRule(samples, epochs, parameters["rank"], parameters["seed"], size[0], (n_users, n_items))
         return Training(blocks, Hyperparameters(mean, scale), draws, **where)
     regs = reg_of(parameters, normalisation, *size), pair(parameters["bias_reg"]), pair(parameters["l1_reg"])
-    hyper = Hyperparameters(mean, scale, *regs, objective, blocks.moments.n / blocks.n_ratings)
+    hyper = Hyperparameters(mean, scale, *regs, objective, blocks.train_weight / blocks.n_ratings)
     if parameters["step_size"] == "auto":
         rule = StepRule(start_for(*size), parameters["step_decay"], epochs)
     else:
