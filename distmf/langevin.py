@@ -19,13 +19,14 @@ Everything that an epoch needs of all blocks (τ, λ, E[q²]) is from the epoch 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distmf.kernel import FactorBlock
+from distmf.moves import move_all
 
 HOT = 0.05  # η at the beginning of a chain
 STEP, RANK_OF_STEP = 0.02, 32  # η while draws are taken, up to this rank; with its square root less beyond
@@ -33,8 +34,6 @@ MOST_CONTRACTION = 1.0  # x of an epoch, at most
 BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
 ROWS_OF_ZERO = 0.08  # of the rows: so many more, with factors of zero, are the prior of λ; it tells on ranks too high
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
-LEAST_CONTRACTION = 1e-3  # below, the differences of float32 numbers are noise of another kind
-ROWS_AT_ONCE = 4096
 SIDES: tuple[Literal["user", "item"], ...] = "user", "item"
 
 Floats = npt.NDArray[np.float64]
@@ -119,7 +118,7 @@ class LangevinRule(NamedTuple):
         cost : float
             Mean squared error seen in the epoch before it.
         spread : float64, shape (2, 2, rank + 1)
-            `spread_of` all users and all items, in that epoch.
+            `end_epoch` of all users and all items, in that epoch.
         epoch : int
             Number of the last epoch, counted over all chains.
         """
@@ -143,77 +142,55 @@ class LangevinRule(NamedTuple):
         return np.minimum(np.float32(1), most / np.maximum(counts, np.float32(1)))
 
 
-def spread_of(block: FactorBlock, rank: int) -> Floats:
-    """Return sums over the rows of a block; float64, shape (2, rank + 1).
+def end_epoch(
+    block: FactorBlock, side: Literal["user", "item"], state: ChainState, rule: LangevinRule, seed: int
+) -> Floats:
+    """Do to a block, in place, what an epoch does besides its gradients, and return sums over its rows.
 
-    The first are of squares, the second of squares times ratings; the last of each is of the biases.
+    That is balance, the pull of the prior, and noise; after burn-in, what was drawn is then taken into the mean.
+
+    Parameters
+    ----------
+    block : FactorBlock
+        After the last of its visits.
+    side : {"user", "item"}
+        What its rows are.
+    state : ChainState
+        Of this epoch.
+    rule : LangevinRule
+        Of the chain.
+    seed : int
+        Of the noise; from 0 to 2**63 - 1.
+
+    Returns
+    -------
+    float64, shape (2, rank + 1)
+        Sums of squares, and of squares times ratings; the last of each is of the biases.
     """
-    assert block.counts is not None
-    sums = np.zeros((2, rank + 1))
-    for some in _parts(block):
-        counts = block.counts[some].astype(np.float64)
-        squares = np.empty((len(counts), rank + 1))
-        np.square(block.factors[some, :rank], out=squares[:, :-1])
-        np.square(block.biases[some], out=squares[:, -1])
-        sums += squares.sum(axis=0), counts @ squares
-    return sums
-
-
-def add_to_mean(block: FactorBlock, n: int) -> None:
-    """Take a block as the n-th draw into its mean, in place; the first starts it anew."""
-    assert block.mean is not None
-    share, mean = np.float32(1 / max(1, n)), block.mean
-    for some in _parts(block):
-        mean.factors[some] += (block.factors[some] - mean.factors[some]) * share
-        mean.biases[some] += (block.biases[some] - mean.biases[some]) * share
-
-
-def _parts(block: FactorBlock) -> Iterator[slice]:
-    """Yield parts of the rows, so that what is computed for one takes no space worth a plan."""
-    for begin in range(0, len(block.biases), ROWS_AT_ONCE):
-        yield slice(begin, begin + ROWS_AT_ONCE)
-
-
-def move(
-    block: FactorBlock,
-    side: Literal["user", "item"],
-    state: ChainState,
-    rule: LangevinRule,
-    rng: np.random.Generator,
-) -> None:
-    """Do to a block, in place, what an epoch does besides its gradients: balance, the pull of the prior, and noise."""
     assert block.mean is not None
     assert block.counts is not None
-    own, rank, tau = SIDES.index(side), rule.rank, state.noise_precision
-    energies = np.array(state.energies)
-    balance = (energies[1] / energies[0]) ** BALANCING
-    if own == 1:
-        balance = 1 / balance
-    precisions = np.array(state.precisions[own])
-    precisions[:-1] /= balance**2
-    energy = np.append(energies[1 - own] * balance**2, 1.0)  # of what is multiplied with; a bias with 1
-    for factors in (block.factors, block.mean.factors):
-        factors[:, :rank] *= balance.astype(np.float32)
-    for some in _parts(block):
-        counts, rows = np.unique(block.counts[some], return_inverse=True)  # rows of as many ratings are moved alike
-        eta = (np.float32(rule.step_size(state)) * rule.shares(state, side, counts))[:, None]
-        x = eta * counts[:, None] * energy.astype(np.float32)
-        kept, variance = prior_and_noise(x, eta * (precisions / tau).astype(np.float32))
-        std = np.where(counts[:, None] > 0, np.sqrt(eta / np.float32(tau) * variance), np.float32(0))
-        noise = rng.standard_normal((len(rows), rank + 1), dtype=np.float32)
-        noise *= std[rows]
-        kept = kept[rows]
-        factors = block.factors[some, :rank]
-        factors *= kept[:, :-1]
-        factors += noise[:, :-1]
-        block.biases[some] = block.biases[some] * kept[:, -1] + noise[:, -1]
+    own, rank = SIDES.index(side), rule.rank
+    energies, inverse_tau = np.array(state.energies), 1 / state.noise_precision
+    balance = (energies[1] / energies[0]) ** (-BALANCING if own else BALANCING)
+    others = energies[1 - own] * balance**2
+    pulls = np.array(state.precisions[own]) * inverse_tau
+    of_factors, of_biases = (balance, others, pulls[:-1] / balance**2), ([1.0], [1.0], pulls[-1:])
+    counts, steps = block.counts, np.float32(rule.step_size(state)) * rule.shares(state, side, block.counts)
+    of_mean = 1 / max(1, 1 + state.epoch - rule.burn_in)  # the first draw starts it anew
+    numbers = np.float32(inverse_tau), np.float32(of_mean)
+    sums, of_bias = np.zeros((2, rank)), np.zeros((2, 1))
+    move_all(block.factors, block.mean.factors, counts, steps, _columns(of_factors), numbers, np.uint64(seed), sums)
+    biases, means = block.biases[:, None], block.mean.biases[:, None]
+    move_all(biases, means, counts, steps, _columns(of_biases), numbers, np.uint64(seed + 1), of_bias)
+    return np.hstack([sums, of_bias])
 
 
-def prior_and_noise(x: Any, y: Any) -> tuple[Any, Any]:
-    """Return what the prior leaves, k, and the variance of the noise in units of T, as the formulas above."""
-    x = np.maximum(x, np.float32(LEAST_CONTRACTION))
-    lost = -np.expm1(-x)  # 1 − a
-    kept = 1 / (1 + y * lost / x)
-    of_order = lost * (1 - lost / 2) - np.square(lost) / x
-    variance = (1 - np.square(kept * (1 - lost))) / (x + y) - np.square(kept) * of_order
-    return kept, np.maximum(variance, 0)
+def compile_moves() -> None:
+    """Compile what moves blocks, so that no task has to wait for it."""
+    nothing = FactorBlock(np.empty((0, 1), np.float32), np.empty(0, np.float32))
+    rule = LangevinRule(1, 1, rank=1, seed=0, n_ratings=1, n_rated=(1, 1))
+    end_epoch(nothing._replace(mean=nothing, counts=nothing.biases), "user", rule.first(), rule, 0)
+
+
+def _columns(columns: Sequence[npt.ArrayLike]) -> tuple[npt.NDArray[np.float32], ...]:
+    return tuple(np.array(column, dtype=np.float32) for column in columns)

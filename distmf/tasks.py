@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     train, holdout : float
         Costs, summed or as a mean: squared errors in units of the ratings' scale squared, or those of another loss.
     spread : float64, shape (2, 2, rank + 1), or None
-        `langevin.spread_of` the users and the items, where the posterior is drawn from.
+        `langevin.end_epoch` of the users and the items, where the posterior is drawn from.
     """
 
     train: float
@@ -196,9 +196,8 @@ def _move(
     spread = np.zeros((2, 2, training.rank + 1))
     for n, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
         if is_last[n]:
-            langevin.move(side, name, state, rule, np.random.default_rng([training.seed, epoch, n, block[n], 0]))
-            langevin.add_to_mean(side, 1 + state.epoch - rule.burn_in)
-            spread[n] = langevin.spread_of(side, training.rank)
+            seed = int(np.random.default_rng([training.seed, epoch, n, block[n], 0]).integers(2**63))
+            spread[n] = langevin.end_epoch(side, name, state, rule, seed)
     return spread
 
 

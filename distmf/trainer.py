@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from dask._task_spec import Task
 from dask.typing import Key
 
-from distmf import factors, kernel
+from distmf import factors, kernel, langevin
 from distmf.blocks import forget
 from distmf.buffers import give_back_idle_memory
 from distmf.checkpoint import Checkpoint, Progress
@@ -161,6 +161,8 @@ class Trainer:
         training = self.training
         kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.is_shared
         self.engine.everywhere(kernel.compile_for, *kind)
+        if training.chain_rule is not None:
+            self.engine.everywhere(langevin.compile_moves)
         self.baselines = self._baselines() if self.has_baselines else None
         event = self.progress.event
         if event == "time":  # that a training had does not count for the one that goes on with it

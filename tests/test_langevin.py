@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import distmf
-from distmf import MatrixFactorization, kernel, langevin
+from distmf import MatrixFactorization, kernel, langevin, moves
 from distmf.buffers import aligned_empty
 from distmf.encoding import Encoding
 from distmf.kernel import FactorBlock, Hyperparameters, Ratings, padded_rank
-from distmf.langevin import ChainState, LangevinRule, prior_and_noise
+from distmf.langevin import ChainState, LangevinRule
+from distmf.moves import prior_and_noise
 from distmf.records import group
 from tests.helpers import blocks_in, write
 
@@ -46,7 +47,7 @@ def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
         cols = block(n_ratings, 0.0)
         shares = rule.shares(state, "user", rows.counts), np.zeros(n_ratings, dtype=np.float32)
         kernel.train_block(ratings, rows, cols, hyper, rule.step_size(state), epoch, shares)
-        langevin.move(rows, "user", state, rule, rng)
+        langevin.end_epoch(rows, "user", state, rule, int(rng.integers(2**63)))
         draws.append(rows.biases.copy())
     precision = PRECISION + NOISE_PRECISION * n_ratings
     expected = NOISE_PRECISION * values.reshape(n_users, n_ratings).sum(axis=1) / precision
@@ -65,10 +66,19 @@ def test_prior_and_noise__give_the_mean_and_the_variance_of_the_posterior(x: flo
     n = 20_000
     weights = x / n * (1 - x / n) ** np.arange(n)
     of_order = ((weights - weights.mean()) ** 2).sum() * n / x  # in units of T, as everything here
-    kept, variance = prior_and_noise(np.float64(x), np.float64(y))
+    kept, variance = prior_and_noise(np.float32(x), np.float32(y))
     a = math.exp(-x)
-    assert kept * (1 - a) / (1 - kept * a) == pytest.approx(x / (x + y), rel=1e-6)  # m = k (a m + 1 − a)
+    assert kept * (1 - a) / (1 - kept * a) == pytest.approx(x / (x + y), rel=1e-4)  # m = k (a m + 1 − a)
     assert kept**2 * (a**2 / (x + y) + of_order) + variance == pytest.approx(1 / (x + y), rel=1e-3)
+
+
+def test_draws__have_the_moments_of_the_normal_distribution() -> None:
+    hashed = np.arange(1, 200_001, dtype=np.uint64) * moves.GOLDEN
+    z = np.array([moves._draw(x) for x in hashed], dtype=np.float64)
+    assert [np.mean(z**k) for k in (1, 2, 3)] == pytest.approx([0, 1, 0], abs=0.01)
+    assert np.mean(z**4) == pytest.approx(2.7, abs=0.02)  # of the sum of four uniform numbers; 3 of a normal one
+    for lag in (1, RANK + 1, 64):
+        assert np.corrcoef(z[lag:], z[:-lag])[0, 1] == pytest.approx(0, abs=0.01)
 
 
 def planted(folder: Path, n_users: int, n_items: int, n: int, noise: float) -> tuple[Path, Path]:
