@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 KIND = Kind(
     "distmf checkpoint",
-    3,
+    4,
     "checkpoint.json",
     (),
     r"factors/\d+-[0-9a-f]+/(rows|cols)-\d+\.bin|start/(user|item)s-\d+\.bin",

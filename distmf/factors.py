@@ -1,9 +1,8 @@
 """Factor blocks: the first ones, copies to write to, and files of them.
 
-A file is plain: the factors (float32, row by row, `rank` floats each), then the biases (float32). For a block of a
-chain of draws those of its mean follow, and the ratings of each row (float32); where training goes on from a model, the
-shares of the step of each row do (float32). Its shape and its checksum stand in the
-manifest of the checkpoint that names it.
+A file is plain, of float32: the factors (row by row, `rank` floats each), then the biases. For a block of a chain of
+draws those of its mean follow, and the line of each row (five floats); where training goes on from a model, the shares
+of the step of each row do. Its shape and its checksum stand in the manifest of the checkpoint that names it.
 
 A block that was saved stays in memory until it is fetched in the same process, so that the next generation starts
 without reading. That is a short cut and nothing else: a block that is not there is read from its file.
@@ -23,8 +22,9 @@ from distmf.buffers import aligned_copy, aligned_empty, empty_bytes
 from distmf.errors import StoreError
 from distmf.kernel import FactorBlock, padded_rank
 from distmf.store import Folder
+from distmf.vectors import Line
 
-FLOAT_BYTES = 4
+FLOAT_BYTES, LINE_FLOATS = 4, len(Line._fields)
 ROWS_AT_ONCE = 4096  # drawn
 
 
@@ -121,12 +121,18 @@ def _drawn(first: First, rank: int) -> FactorBlock:
     factors[first.unrated] = 0
     block = FactorBlock(factors, np.zeros(first.n_rows, dtype=np.float32))
     if first.counts is not None:
-        block = block._replace(mean=FactorBlock(factors.copy(), block.biases.copy()), counts=first.counts)
+        lines = np.zeros((first.n_rows, LINE_FLOATS), dtype=np.float32)
+        columns = Line(*lines.T)
+        columns.precision[:], columns.noise[:], columns.count[:] = 1, 1, first.counts
+        block = block._replace(mean=FactorBlock(factors.copy(), block.biases.copy()), lines=lines)
     return frozen(block)
 
 
 def _stacked(stacked: Stacked, folder: Folder | None, rank: int) -> FactorBlock:
-    """Put the chains' blocks side by side, one after the other: only one of them is in memory besides."""
+    """Put the chains' blocks side by side, one after the other: only one of them is in memory besides.
+
+    Their lines are means over the chains.
+    """
     n_chains = len(stacked.parts)
     width = rank - 1 if stacked.draws else rank  # a draw's bias is one more factor
     for n, part in enumerate(stacked.parts):
@@ -137,6 +143,7 @@ def _stacked(stacked: Stacked, folder: Folder | None, rank: int) -> FactorBlock:
                 np.zeros_like(block.biases),
             )
             factors[:, n_chains * rank :] = 0
+            lines = np.zeros((len(biases), LINE_FLOATS), dtype=np.float32)
         place = factors[:, n * rank : (n + 1) * rank]
         if stacked.draws:
             place[:, :-1], place[:, -1] = block.factors[:, :width], block.biases
@@ -144,13 +151,15 @@ def _stacked(stacked: Stacked, folder: Folder | None, rank: int) -> FactorBlock:
             assert block.mean is not None
             place[:] = block.mean.factors[:, :rank] * np.float32(1 / math.sqrt(n_chains))
             biases += block.mean.biases * np.float32(1 / n_chains)
-    return frozen(FactorBlock(factors, biases))
+        assert block.lines is not None
+        lines += block.lines * np.float32(1 / n_chains)
+    return frozen(FactorBlock(factors, biases, lines=lines))
 
 
 def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
     """Read a factor block from its file, as `fetch` does when it is not in memory."""
     n_rows = saved.n_rows
-    n_floats = n_rows * ((2 if saved.has_mean else 1) * (rank + 1) + saved.has_mean + saved.has_shares)
+    n_floats = n_rows * ((2 * (rank + 1) + LINE_FLOATS if saved.has_mean else rank + 1) + saved.has_shares)
     data = empty_bytes(FLOAT_BYTES * n_floats)
     folder.read_into(saved.name, 0, data)
     if zlib.crc32(data.data) != saved.checksum:
@@ -163,15 +172,20 @@ def read(saved: Saved, folder: Folder, rank: int) -> FactorBlock:
         factors[:, :rank] = floats[begin:end].reshape(n_rows, rank)
         return FactorBlock(factors, floats[end : end + n_rows].copy())
 
-    found, last = block(0), floats[n_floats - n_rows :].copy()
+    found = block(0)
     if saved.has_mean:
-        found = found._replace(mean=block(n_rows * (rank + 1)), counts=last)
-    return frozen(found._replace(shares=last) if saved.has_shares else found)
+        lines = floats[n_floats - n_rows * LINE_FLOATS :].reshape(n_rows, LINE_FLOATS).copy()
+        found = found._replace(mean=block(n_rows * (rank + 1)), lines=lines)
+    return frozen(found._replace(shares=floats[n_floats - n_rows :].copy()) if saved.has_shares else found)
 
 
 def save(side: FactorBlock, folder: Folder, name: str, rank: int, *, keep: bool) -> Saved:
     """Write a factor block to a file, all or nothing; `keep` it in memory too if it will be fetched next."""
-    arrays = [np.ascontiguousarray(array[:, :rank]) if array.ndim == 2 else array for array in side.arrays()]
+    is_factors = [array.ndim == 2 and array is not side.lines for array in side.arrays()]
+    arrays = [
+        np.ascontiguousarray(array[:, :rank]) if cut else array
+        for array, cut in zip(side.arrays(), is_factors, strict=True)
+    ]
     folder.write(name, arrays)
     if keep:
         forget(folder, all_but=posixpath.dirname(name))
@@ -205,9 +219,12 @@ def thawed(side: FactorBlock, *, is_own: bool = False) -> FactorBlock:
     """Return a copy to write to, or the block itself if it is the caller's own."""
     if not is_own:
         side = side._replace(
-            factors=aligned_copy(side.factors), biases=aligned_copy(side.biases), mean=side.mean and thawed(side.mean)
+            factors=aligned_copy(side.factors),
+            biases=aligned_copy(side.biases),
+            mean=side.mean and thawed(side.mean),
+            lines=None if side.lines is None else aligned_copy(side.lines),
         )
-    for array in side.arrays()[: 4 if side.mean else 2]:
+    for array in side.arrays()[: 5 if side.mean else 2]:
         array.setflags(write=True)
     return side
 

@@ -6,7 +6,7 @@ With the items fixed, the best p_u and b_u of a user solve, for z = (q_i, 1) and
 
 where Λ is that of training: λ σ on the factors and λ_b on the bias, for each rating. For draws from the posterior,
 every chain has a solution of its own, with its prior and the precision of the noise; and what is drawn is drawn from
-the normal distribution of that mean and precision.
+the normal distribution of that mean and precision. Each rating counts the less, the noisier those of its item are.
 """
 
 import logging
@@ -134,8 +134,9 @@ class _Solver:
     def side(self, ids: pa.Array) -> Side:
         """Return all users so far."""
         draws = np.array(self.draws, dtype=np.float32) if self.draws else None
+        noises = None if draws is None else np.ones(len(draws), dtype=np.float32)
         factors, biases = np.array(self.factors, dtype=np.float32), np.array(self.biases, dtype=np.float32)
-        return Side(ids, factors, biases, np.array(self.counts, dtype=np.int64), draws)
+        return Side(ids, factors, biases, np.array(self.counts, dtype=np.int64), draws, noises)
 
 
 class _Ridge(_Solver):
@@ -160,6 +161,7 @@ class _Draws(_Solver):
         super().__init__()
         assert model.users.draws is not None
         assert model.items.draws is not None
+        assert model.items.noises is not None
         assert model.noise_std is not None
         self._rng, self._tau = np.random.default_rng([seed, len(model.users.ids)]), model.noise_std**-2
         n_chains, width = model.items.draws.shape[1:]
@@ -168,9 +170,11 @@ class _Draws(_Solver):
         priors = 1 / np.maximum(model.users.squares, np.finfo(np.float32).tiny) / self._tau
         of_draws = model.items.draws
         self._means = [Regressor.of(means[:, n], model.items.biases, 0.0, priors[n]) for n in range(n_chains)]
+        self._noises = model.items.noises
         self._lasts = [Regressor.of(of_draws[:, n, :-1], of_draws[:, n, -1], 0.0, priors[n]) for n in range(n_chains)]
 
     def add(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> None:
+        weights = weights / self._noises[cols]
         means = np.array([np.linalg.solve(*items.system(cols, ratings, weights)) for items in self._means])
         self.factors.append((means[:, :-1] / self._root).ravel())
         self.biases.append(float(means[:, -1].mean()))

@@ -65,15 +65,15 @@ class State(NamedTuple):
     def end_of_chain(self) -> "Chain":
         """What is kept of a chain that has ended in this state."""
         assert isinstance(self.step, ChainState)
-        return Chain(self.rows, self.cols, self.step.noise_precision)
+        return Chain(self.rows, self.cols, self.step.errors[-1])
 
 
 class Chain(NamedTuple):
-    """What is kept of a chain of draws: its row blocks and column blocks at the end, and the precision of the noise."""
+    """What is kept of a chain of draws: its row blocks and column blocks at the end, and the variance of the noise."""
 
     rows: tuple[Source, ...]
     cols: tuple[Source, ...]
-    noise_precision: float
+    noise_variance: float
 
 
 class Generation(NamedTuple):

@@ -88,8 +88,8 @@ class FactorBlock(NamedTuple):
         b_u or b_i, in units of the ratings' scale.
     mean : FactorBlock or None
         Of the draws so far, where they are drawn from the posterior.
-    counts : float32, shape (n,), or None
-        Ratings of each, there.
+    lines : float32, shape (n, 5), or None
+        A `Line` of each, there.
     shares : float32, shape (n,), or None
         Of the step size, where training goes on from a model.
     """
@@ -97,12 +97,12 @@ class FactorBlock(NamedTuple):
     factors: Factors
     biases: npt.NDArray[np.float32]
     mean: "FactorBlock | None" = None
-    counts: npt.NDArray[np.float32] | None = None
+    lines: npt.NDArray[np.float32] | None = None
     shares: npt.NDArray[np.float32] | None = None
 
     def arrays(self) -> list[npt.NDArray[np.float32]]:
         """Return all arrays; first those that change."""
-        more = [] if self.mean is None or self.counts is None else [*self.mean.arrays(), self.counts]
+        more = [] if self.mean is None or self.lines is None else [*self.mean.arrays(), self.lines]
         return [self.factors, self.biases, *more, *([] if self.shares is None else [self.shares])]
 
 
@@ -115,7 +115,7 @@ class Tiles(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """Where factors, biases and shares of the step of a block, or of a tile of it, lie in memory."""
+    """Where factors, biases, and shares of the step or lines of a block, or of a tile of it, lie in memory."""
 
     P: np.uintp
     b_u: np.uintp
@@ -130,11 +130,15 @@ def padded_rank(rank: int) -> int:
     return -(-rank // LANES) * LANES
 
 
-def compile_for(ratings: Ratings, rank: int, hyper: "Hyperparameters", shared: bool = False) -> None:
-    """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it."""
+def compile_for(ratings: Ratings, rank: int, hyper: "Hyperparameters", shares: tuple[int, ...] | None = None) -> None:
+    """Compile the passes over blocks like `ratings`, which may be empty, so that no task has to wait for it.
+
+    There are no shares, or such for one row are of that shape.
+    """
     nothing = ratings._replace(counts=np.zeros((1, len(GROUP_SIZES)), dtype=np.uint32), n_tile_cols=1)
     rows, cols = (FactorBlock(aligned_empty(1, padded_rank(rank)), np.empty(1, dtype=np.float32)) for _ in range(2))
-    train_block(nothing, rows, cols, hyper, 0.0, 0, (rows.biases, cols.biases) if shared else None)
+    both = None if shares is None else (np.empty(shares, dtype=np.float32),) * 2
+    train_block(nothing, rows, cols, hyper, 0.0, 0, both)
     measure_block(nothing, rows, cols, hyper)
 
 
@@ -174,7 +178,8 @@ class Hyperparameters(NamedTuple):
         return Steps(*(np.float32(size * reg) for reg in (1.0, *self.reg, *self.bias_reg, *self.l1_reg)))
 
 
-# Shares of the step size that the rows and the columns of a block take: float32, shapes (n_rows,) and (n_cols,).
+# Shares of the step size that the rows and the columns of a block take: float32, shapes (n_rows,) and (n_cols,); or
+# lines, of five floats each.
 Shares = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -209,14 +214,15 @@ def train_block(
         η.
     seed : int
         Draws the order of the visits; from 0 to 2**64 - 1.
-    shares : pair of float32 arrays, shapes (n_rows,) and (n_cols,), optional
-        s_u and s_i, the shares of the step size that rows and columns take; without them all take all of it.
+    shares : pair of float32 arrays, shapes (n_rows,) and (n_cols,), or (n_rows, 5) and (n_cols, 5), optional
+        s_u and s_i, the shares of the step size that rows and columns take; without them all take all of it. Or a
+        `Line` of each: w_k is then the product of the precisions, and squared errors are added to the lines.
 
     Returns
     -------
     float
         Σ w_k ℓ_k, each cost from before its own update; for the squared error Σ w_k e_k², in units of `hyper.scale`
-        squared. Not finite if the factors diverged.
+        squared. With lines it is Σ ℓ_k. Not finite if the factors diverged.
 
     References
     ----------
@@ -254,6 +260,7 @@ def _pass(
         shares is not None,
         ratings.weights is not None,
         training and any(hyper.l1_reg),
+        shares is not None and shares[0].ndim == 2,
     )
     run = _compiled(rows.factors.shape[1], ratings.cols.itemsize, len(encoding.table) > 0, form)
     sides = zip((rows, cols), shares or (rows.biases, cols.biases), strict=True)  # those that are not read may be any
@@ -295,6 +302,7 @@ def _compiled(n_floats: int, col_bytes: int, coded: bool, form: Form) -> Callabl
     sizes = GROUP_SIZES if form.is_training else (1,) * len(GROUP_SIZES)
     visit_fours, visit_twos, visit_ones = (_visitor(n_floats, size, col_bytes, form) for size in sizes)
     row_bytes, column_bytes, one = np.uint64(4 * n_floats), np.uint64(col_bytes), np.uint64(1)
+    line_bytes = np.uint64(form.line_bytes)
 
     @compiled(n_floats, col_bytes, coded, form)
     def run(arrays, tiles, at, centring, numbers, centred, costs, seed):
@@ -315,8 +323,8 @@ def _compiled(n_floats: int, col_bytes: int, coded: bool, form: Form) -> Callabl
                     value = values[begin + k]
                     centred[k] = table[value] if coded else (np.float32(value) - mean) * inverse_scale
                 u, i = tile_row * height, tile_col * width
-                P, b_u, s_u = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * FLOAT_BYTES
-                Q, b_i, s_i = at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES, at.s_i + i * FLOAT_BYTES
+                P, b_u, s_u = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * line_bytes
+                Q, b_i, s_i = at.Q + i * row_bytes, at.b_i + i * FLOAT_BYTES, at.s_i + i * line_bytes
                 corner = Addresses(P, b_u, s_u, Q, b_i, s_i)
                 col, value = np.uint64(cols.ctypes.data) + begin * column_bytes, np.uint64(centred.ctypes.data)
                 weight = np.uint64(weights.ctypes.data) + begin * FLOAT_BYTES
@@ -346,6 +354,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, form: Form) -> Callable[.
     ahead = np.uint64(max(1, min(16, PREFETCHED_BYTES // (8 * n_floats)) // size))
     row_bytes, visit_size = np.uint64(4 * n_floats), np.uint64(size)
     column_bytes, value_bytes = np.uint64(size * col_bytes), np.uint64(size) * FLOAT_BYTES
+    line_bytes = np.uint64(form.line_bytes)
 
     @compiled(n_floats, size, col_bytes, form)
     def visit(rows, first, n_groups, group_size, at, cols, values, weights, numbers, costs, draw):
@@ -363,7 +372,7 @@ def _visitor(n_floats: int, size: int, col_bytes: int, form: Form) -> Callable[.
             ask_for(at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.Q, at.b_i, cols + coming * column_bytes)
             coming = _advance(coming, stride, n)
             u = np.uint64(rows[first + position // a_row])
-            place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * FLOAT_BYTES, at.Q, at.b_i, at.s_i
+            place = at.P + u * row_bytes, at.b_u + u * FLOAT_BYTES, at.s_u + u * line_bytes, at.Q, at.b_i, at.s_i
             offset = position * value_bytes
             of_ratings = cols + position * column_bytes, values + offset, weights + offset
             step(*place, *of_ratings, steps, constants, costs.ctypes.data)

@@ -12,27 +12,36 @@ ratings, of which the last count most, adds T ((1 − a²)/2 − (1 − a)²/x) 
 
     T ((1 − k² a²)/(x + y) − k² ((1 − a²)/2 − (1 − a)²/x))
 
+The noise is not the same everywhere: the precision of a rating is τ α_u β_i, and the n above are n α_u and n β_i.
+With S, the sum of β_i e² over the n ratings of a user, in units of its mean, α_u is (ν + n)/(ν + S), and ν follows
+from how much more the S differ than sums of squares of one variance would. Where they do not, as of ratings that are all
+equally noisy, ν is large and all α are 1.
+
 Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be traded for
 one another without changing r̂; as steps are the same on both sides, they are kept in balance.
 
-Everything that an epoch needs of all blocks (τ, λ, E[q²]) is from the epoch before the last, as the step size is.
+Everything that an epoch needs of all blocks (τ, λ, ν, E[q²]) is from the epoch before the last, as the step size is.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distmf.kernel import FactorBlock
 from distmf.moves import move_all
+from distmf.vectors import Line
 
 HOT = 0.05  # η at the beginning of a chain
 STEP, RANK_OF_STEP = 0.02, 32  # η while draws are taken, up to this rank; with its square root less beyond
 MOST_CONTRACTION = 1.0  # x of an epoch, at most
 BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would balance them at once, as it acts late
 ROWS_OF_ZERO = 0.08  # of the rows: so many more, with factors of zero, are the prior of λ; it tells on ranks too high
+MOST_FREEDOM = 1e6  # of the prior of the precisions of rows: as good as no differences between them
+CAUTION = 10  # times ν for the precisions to train with: those as different as the errors are make predictions worse
+DAMPING = 0.25  # of the logarithms of precisions: those of both sides and τ act upon one another, and late
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
 SIDES: tuple[Literal["user", "item"], ...] = "user", "item"
 
@@ -54,6 +63,10 @@ class ChainState(NamedTuple):
         λ of the users' and the items' factors, and of their biases at the end.
     energies : lists of float, shape (2, rank)
         E[p_k²] and E[q_k²], means over the ratings.
+    errors : list of float, shape (3,)
+        E[β_i e²] and E[α_u e²], alike, and E[e²].
+    freedoms : list of float, shape (2,)
+        ν of the priors of α_u and β_i.
     """
 
     epoch: int
@@ -61,6 +74,8 @@ class ChainState(NamedTuple):
     noise_precision: float
     precisions: Sequence[Sequence[float]]
     energies: Sequence[Sequence[float]]
+    errors: Sequence[float]
+    freedoms: Sequence[float]
 
 
 class LangevinRule(NamedTuple):
@@ -84,6 +99,8 @@ class LangevinRule(NamedTuple):
     .. [2] M. Welling, Y. W. Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011.
     .. [3] R. Salakhutdinov, A. Mnih, "Bayesian Probabilistic Matrix Factorization using Markov Chain Monte Carlo", ICML
        2008: the priors.
+    .. [4] B. Lakshminarayanan, G. Bouchard, C. Archambeau, "Robust Bayesian Matrix Factorisation", AISTATS 2011: noise
+       that differs from user to user and from item to item.
     """
 
     chains: int
@@ -101,7 +118,8 @@ class LangevinRule(NamedTuple):
     def first(self) -> ChainState:
         """Return the state of the first epoch of a chain."""
         precisions = [*[FIRST_PRECISION] * self.rank, 1.0]
-        return ChainState(0, 1.0, 1.0, [precisions] * 2, [[1 / FIRST_PRECISION] * self.rank] * 2)
+        energies = [1 / FIRST_PRECISION] * self.rank
+        return ChainState(0, 1.0, 1.0, [precisions] * 2, [energies] * 2, [1.0] * 3, [MOST_FREEDOM] * 2)
 
     def step_size(self, state: ChainState) -> float:
         """Return η of the epoch that `state` is of."""
@@ -117,7 +135,7 @@ class LangevinRule(NamedTuple):
             Of the last epoch.
         cost : float
             Mean squared error seen in the epoch before it.
-        spread : float64, shape (2, 2, rank + 1)
+        spread : float64, shape (2, 2, rank + 3)
             `end_epoch` of all users and all items, in that epoch.
         epoch : int
             Number of the last epoch, counted over all chains.
@@ -127,19 +145,22 @@ class LangevinRule(NamedTuple):
         def drawn(n: float, squares: float) -> float:
             return float(rng.gamma(1 + n / 2, 1 / (1 + squares / 2)))
 
-        tau = drawn(self.n_ratings, cost * self.n_ratings)
+        tau = drawn(self.n_ratings, spread[0, 0, -2])
         precisions = [
-            [*(drawn((1 + ROWS_OF_ZERO) * n, x) for x in squares[:-1]), drawn(n, squares[-1])]
+            [*(drawn((1 + ROWS_OF_ZERO) * n, x) for x in squares[:-3]), drawn(n, squares[-3])]
             for n, (squares, _) in zip(self.n_rated, spread.tolist(), strict=True)
         ]
-        energies = np.maximum(spread[:, 1, :-1] / self.n_ratings, np.finfo(np.float32).tiny).tolist()
-        return ChainState(state.epoch + 1, state.base, tau, precisions, energies)
+        energies = np.maximum(spread[:, 1, :-3] / self.n_ratings, np.finfo(np.float32).tiny).tolist()
+        errors = [*(spread[:, 1, -2] / self.n_ratings).tolist(), cost]
+        freedoms = (2 / np.maximum(spread[:, 0, -1] / spread[:, 1, -1], 2 / MOST_FREEDOM)).tolist()
+        return ChainState(state.epoch + 1, state.base, tau, precisions, energies, errors, freedoms)
 
-    def shares(self, state: ChainState, side: Literal["user", "item"], counts: npt.NDArray[np.float32]) -> Any:
-        """Return the shares of the step size that rows with so many ratings take; float32, as `counts`."""
-        energy = max(state.energies[1 - SIDES.index(side)])
+    def share(self, block: FactorBlock, side: Literal["user", "item"], state: ChainState) -> None:
+        """Give each row of a block its share of the step size of an epoch."""
+        assert block.lines is not None
+        line, energy = Line(*block.lines.T), max(state.energies[1 - SIDES.index(side)])
         most = np.float32(MOST_CONTRACTION / (energy * self.step_size(state)))
-        return np.minimum(np.float32(1), most / np.maximum(counts, np.float32(1)))
+        line.share[:] = np.minimum(np.float32(1), most / np.maximum(line.precision * line.count, np.float32(1)))
 
 
 def end_epoch(
@@ -164,32 +185,62 @@ def end_epoch(
 
     Returns
     -------
-    float64, shape (2, rank + 1)
-        Sums of squares, and of squares times ratings; the last of each is of the biases.
+    float64, shape (2, rank + 3)
+        Sums of squares, and of squares times ratings, of factors and biases; then those of squared errors, times
+        both precisions, and times that of the other side only; at the end those of variety.
     """
     assert block.mean is not None
-    assert block.counts is not None
+    assert block.lines is not None
     own, rank = SIDES.index(side), rule.rank
     energies, inverse_tau = np.array(state.energies), 1 / state.noise_precision
     balance = (energies[1] / energies[0]) ** (-BALANCING if own else BALANCING)
     others = energies[1 - own] * balance**2
     pulls = np.array(state.precisions[own]) * inverse_tau
     of_factors, of_biases = (balance, others, pulls[:-1] / balance**2), ([1.0], [1.0], pulls[-1:])
-    counts, steps = block.counts, np.float32(rule.step_size(state)) * rule.shares(state, side, block.counts)
+    line = Line(*block.lines.T)
+    counts, steps = line.precision * line.count, np.float32(rule.step_size(state)) * line.share
     of_mean = 1 / max(1, 1 + state.epoch - rule.burn_in)  # the first draw starts it anew
     numbers = np.float32(inverse_tau), np.float32(of_mean)
     sums, of_bias = np.zeros((2, rank)), np.zeros((2, 1))
     move_all(block.factors, block.mean.factors, counts, steps, _columns(of_factors), numbers, np.uint64(seed), sums)
     biases, means = block.biases[:, None], block.mean.biases[:, None]
     move_all(biases, means, counts, steps, _columns(of_biases), numbers, np.uint64(seed + 1), of_bias)
-    return np.hstack([sums, of_bias])
+    columns = [sums, of_bias, *(column[:, None] for column in _learned_precisions(line, state, rule, own))]
+    return np.hstack(columns)
+
+
+def _learned_precisions(line: Line, state: ChainState, rule: LangevinRule, own: int) -> tuple[Floats, Floats]:
+    """Give rows the precisions that follow from the errors of an epoch, and return sums: of errors, and of variety.
+
+    Those of errors are as `end_epoch` returns them. Those of variety are (S − n)² − 2 n and n², for n ratings of a row
+    with errors of S together, in units of the noise: the variance of a sum of n squares is 2 n, and what it is beyond
+    that, n² · 2/ν, tells how different the noise of rows is.
+    """
+    count, squares = line.count.astype(np.float64), line.squares.astype(np.float64)
+    errors = np.array([line.precision @ squares, squares.sum()])
+    squares /= state.errors[own]
+    variety = np.array([(np.square(squares - count) - 2 * count).sum(), np.square(count).sum()])
+    if state.epoch >= rule.burn_in // 2:  # before, errors are of what is not learned yet
+        for column, freedom, power in (
+            (line.noise, state.freedoms[own], DAMPING),
+            (line.precision, CAUTION * state.freedoms[own], -DAMPING),
+        ):
+            column[:] = column ** (1 - DAMPING) * ((freedom + squares) / (freedom + count)) ** power
+    line.squares[:] = 0
+    return errors, variety
 
 
 def compile_moves() -> None:
     """Compile what moves blocks, so that no task has to wait for it."""
     nothing = FactorBlock(np.empty((0, 1), np.float32), np.empty(0, np.float32))
     rule = LangevinRule(1, 1, rank=1, seed=0, n_ratings=1, n_rated=(1, 1))
-    end_epoch(nothing._replace(mean=nothing, counts=nothing.biases), "user", rule.first(), rule, 0)
+    end_epoch(
+        nothing._replace(mean=nothing, lines=np.empty((0, len(Line._fields)), np.float32)),
+        "user",
+        rule.first(),
+        rule,
+        0,
+    )
 
 
 def _columns(columns: Sequence[npt.ArrayLike]) -> tuple[npt.NDArray[np.float32], ...]:

@@ -18,6 +18,7 @@ from distmf.sizes import at_least, format_bytes, parse_bytes
 from distmf.tables import string_bytes
 
 FLOAT_BYTES = 4
+LINE_BYTES = 20  # of a row of a chain of draws, besides factors and biases
 COMPILER = 38 << 20  # while it makes the kernel, and that is written down
 LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
@@ -344,7 +345,7 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
     gathered = in_model = line  # gathered at once, and in the model when it is done
     if sizes.samples:  # a chain has its mean as well; a model has the means and then the last draws of all chains
         gathered = sizes.samples * line
-        line, in_model = 2 * line + FLOAT_BYTES, 2 * gathered
+        line, in_model = 2 * line + LINE_BYTES, 2 * gathered
     if sizes.start:
         line += FLOAT_BYTES  # the shares of the step
     at_work = min(threads, *shape)

@@ -1,7 +1,8 @@
 """Trained factors and their ids -> predictions and recommendations; and the folder they are saved in.
 
 model.json                    format version, hyperparameters, normalisation, observed range, history
-users.parquet, items.parquet  id, bias, factors (a list of `rank` floats), count (ratings trained on), by ascending id
+users.parquet, items.parquet  by ascending id: id, bias, factors (a list of `rank` floats), count (ratings trained
+                              on); of draws from the posterior also draws (of all chains, with biases), noise
 """
 
 import math
@@ -25,7 +26,7 @@ from distmf.sides import Float32, Side, as_ids
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
-KIND = Kind("distmf model", 3, "model.json", ("users.parquet", "items.parquet"))
+KIND = Kind("distmf model", 4, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE = 1 << 24
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
@@ -121,7 +122,7 @@ class Model(NamedTuple):
         noise_std = None
         if training.chain_rule:
             _, state = of_all_chains(training, state)
-            variance = np.mean([1 / chain.noise_precision for chain in state.chains])
+            variance = np.mean([chain.noise_variance for chain in state.chains])
             noise_std = math.sqrt(variance) * training.hyper.scale
         return cls(users, items, training.hyper.normalisation, training.blocks.rating_range, history, noise_std)
 
@@ -146,7 +147,8 @@ class Model(NamedTuple):
         rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
         if len(rows) != len(cols):
             raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
-        noise_std = self._draws()[2] if with_stds else 0.0
+        if with_stds:
+            self._draws()
         predicted = np.empty(len(rows), dtype=np.float32)
         stds = np.empty(len(rows), dtype=np.float32) if with_stds else None
         for begin in range(0, len(rows), PAIRS_AT_ONCE):
@@ -156,7 +158,7 @@ class Model(NamedTuple):
             biases = np.where(u < 0, 0, self.users.biases[u]) + np.where(i < 0, 0, self.items.biases[i])
             predicted[some] = np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
             if stds is not None:
-                stds[some] = np.sqrt(noise_std**2 + self._variance(u, i))
+                stds[some] = np.sqrt(self._noise(u, i) + self._variance(u, i))
         return Predictions(self._rated(predicted, clip=clip), (rows < 0) | (cols < 0), stds)
 
     def _draws(self) -> tuple[Float32, Float32, float]:
@@ -173,6 +175,15 @@ class Model(NamedTuple):
                 "posterior_samples (--posterior-samples)"
             )
         return self.users.draws, self.items.draws, self.noise_std
+
+    def _noise(self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> Float32:
+        """Return the variance of the noise of the ratings at some positions; where one is -1, that of all ratings."""
+        assert self.users.noises is not None
+        assert self.items.noises is not None
+        *_, noise_std = self._draws()
+        of_all = np.float32(noise_std**2)
+        of_users = np.where(rows < 0, 1, self.users.noises[rows])
+        return np.asarray(of_all * of_users * np.where(cols < 0, 1, self.items.noises[cols]), dtype=np.float32)
 
     def _variance(self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> Float32:
         """Return the variance of the prediction over the draws, for the users and items at some positions.

@@ -21,6 +21,7 @@ from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
 from distmf.tasks import Training
+from distmf.vectors import Line
 
 ROWS_AT_ONCE = 1 << 12  # of factors that are put in order
 
@@ -43,6 +44,8 @@ class Side:
         Ratings trained on.
     draws : float32, shape (n, samples, rank + 1), or None
         Draws from the posterior, of the factors and of the bias.
+    noises : float32, shape (n,), or None
+        There, the variance of the ratings of each, as a multiple of that of all.
     """
 
     ids: pa.Array
@@ -50,6 +53,7 @@ class Side:
     biases: Float32
     counts: npt.NDArray[np.int64]
     draws: Float32 | None = None
+    noises: Float32 | None = None
 
     @classmethod
     def of_training(cls, training: Training, name: Literal["user", "item"], state: State) -> Self:
@@ -65,14 +69,14 @@ class Side:
         del table, order
         scale = training.hyper.normalisation.unit_of_scores
         if training.chain_rule is None:
-            return cls(ids, *_gathered(training, name, state, positions, math.sqrt(scale)), counts)
+            return cls(ids, *_gathered(training, name, state, positions, math.sqrt(scale))[:2], counts)
         averaging, averaged = of_all_chains(training, state)
-        factors, biases = _gathered(averaging, name, averaged, positions, math.sqrt(scale))
+        factors, biases, noises = _gathered(averaging, name, averaged, positions, math.sqrt(scale))
         drawing, drawn = of_all_chains(training, state, draws=True)
         units = np.full((len(drawn.chains), training.rank + 1), math.sqrt(scale), dtype=np.float32)
         units[:, -1] = scale  # biases
-        draws, _ = _gathered(drawing, name, drawn, positions, units.ravel())
-        return cls(ids, factors, biases, counts, draws.reshape(len(ids), *units.shape))
+        draws, *_ = _gathered(drawing, name, drawn, positions, units.ravel())
+        return cls(ids, factors, biases, counts, draws.reshape(len(ids), *units.shape), noises)
 
     @functools.cached_property
     def map(self) -> IdMap:
@@ -119,7 +123,8 @@ class Side:
         return sum(array.nbytes for array in self._arrays() if not isinstance(array.base, np.memmap))
 
     def _arrays(self) -> list[npt.NDArray[Any]]:
-        return [self.factors, self.biases, self.counts, *([] if self.draws is None else [self.draws])]
+        drawn = [array for array in (self.draws, self.noises) if array is not None]
+        return [self.factors, self.biases, self.counts, *drawn]
 
     def cast(self, ids: Any, name: str) -> pa.Array:
         """Return ids as ids of this side are.
@@ -149,6 +154,7 @@ class Side:
         if self.draws is not None:
             flat = pa.array(self.draws.reshape(-1))
             columns["draws"] = pa.FixedSizeListArray.from_arrays(flat, math.prod(self.draws.shape[1:]))
+            columns["noise"] = self.noises
         return pa.table(columns)
 
     @classmethod
@@ -163,6 +169,7 @@ class Side:
             columns["bias"].to_numpy(),
             columns["count"].to_numpy(),
             None if draws is None else draws.reshape(n, -1, rank + 1),
+            None if draws is None else columns["noise"].to_numpy(),
         )
 
     @functools.cached_property
@@ -175,22 +182,23 @@ class Side:
 
 def _gathered(
     training: Training, name: Literal["user", "item"], state: State, positions: npt.NDArray[Any], units: Any
-) -> tuple[Float32, Float32]:
-    """Return the factors, in some units of ratings, and the biases of a side at their positions."""
+) -> tuple[Float32, Float32, Float32]:
+    """Return the factors, in some units of ratings, biases, and, of draws, noises of a side at their positions."""
     sources, n, rank = state.rows if name == "user" else state.cols, len(positions), training.rank
     biases = np.empty(n, dtype=np.float32)
+    noises = np.empty_like(biases) if training.chain_rule else biases[:0]
     if name == "item" or not training.rows_on_disk:
         factors = np.empty((n, rank), dtype=np.float32)
-        _gather(training, sources, positions, 0, units, factors, biases)
-        return factors, biases
+        _gather(training, sources, positions, 0, units, factors, (biases, noises))
+        return factors, biases, noises
     part = np.empty((max(1, GATHERED_BYTES // (FLOAT_BYTES * rank)), rank), dtype=np.float32)
     with tempfile.TemporaryFile(dir=_local_folder(training)) as file:
         for begin in range(0, n, len(part)):
             part = part[: n - begin]
-            _gather(training, sources, positions, begin, units, part, biases)
+            _gather(training, sources, positions, begin, units, part, (biases, noises))
             file.write(part.data)
         file.flush()
-        return np.asarray(np.memmap(file, np.float32, "r", shape=(n, rank))), biases
+        return np.asarray(np.memmap(file, np.float32, "r", shape=(n, rank))), biases, noises
 
 
 def _gather(
@@ -200,9 +208,13 @@ def _gather(
     begin: int,
     units: Any,
     factors: Float32,
-    biases: Float32,
+    singles: tuple[Float32, Float32],
 ) -> None:
-    """Put the rows of factor blocks at their positions from `begin` on, as far as `factors` goes, and all biases."""
+    """Put the rows of factor blocks at their positions from `begin` on, as far as `factors` goes, and all `singles`.
+
+    These are biases and, of draws, noises.
+    """
+    biases, noises = singles
     scale, rank, first = np.float32(training.hyper.normalisation.unit_of_scores), training.rank, 0
     units = np.asarray(units, dtype=np.float32)
     for source in sources:
@@ -210,6 +222,8 @@ def _gather(
         there = positions[first : first + len(block.biases)].astype(np.int64)
         first += len(there)
         biases[there] = block.biases * scale
+        if block.lines is not None:
+            noises[there] = Line(*block.lines.T).noise
         rows = np.flatnonzero((there >= begin) & (there < begin + len(factors)))
         for some in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
             factors[there[some] - begin] = block.factors[some, :rank] * units

@@ -28,7 +28,7 @@ class Cost(NamedTuple):
     ----------
     train, holdout : float
         Costs, summed or as a mean: squared errors in units of the ratings' scale squared, or those of another loss.
-    spread : float64, shape (2, 2, rank + 1), or None
+    spread : float64, shape (2, 2, rank + 3), or None
         `langevin.end_epoch` of the users and the items, where the posterior is drawn from.
     """
 
@@ -130,9 +130,11 @@ class Training(NamedTuple):
         return self.rule.step_size(state)
 
     @property
-    def is_shared(self) -> bool:
-        """Whether there are rows or columns that take less than all of the step size."""
-        return self.chain_rule is not None or self.is_warm or self.shares != (1.0, 1.0)
+    def shape_of_shares(self) -> tuple[int, ...] | None:
+        """Shape of what the kernel needs of one row besides factors and bias, None if it takes all of the step size."""
+        if self.chain_rule is not None:
+            return 1, factors.LINE_FLOATS
+        return (1,) if self.is_warm or self.shares != (1.0, 1.0) else None
 
 
 def load_rows(source: Source, training: Training) -> Visited:
@@ -193,7 +195,7 @@ def _move(
     rule = training.chain_rule
     if rule is None:
         return None
-    spread = np.zeros((2, 2, training.rank + 1))
+    spread = np.zeros((2, 2, training.rank + 3))
     for n, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
         if is_last[n]:
             seed = int(np.random.default_rng([training.seed, epoch, n, block[n], 0]).integers(2**63))
@@ -212,12 +214,14 @@ def _predicting(
 
 
 def _shares(training: Training, state: Any, rows: FactorBlock, cols: FactorBlock) -> kernel.Shares | None:
-    """Return the shares of the step size that rows and columns take, None if all take all of it."""
+    """Return the shares of the step size that rows and columns take, or their lines; None if all take all of it."""
     rule = training.chain_rule
     if rule is not None:
-        assert rows.counts is not None
-        assert cols.counts is not None
-        return rule.shares(state, "user", rows.counts), rule.shares(state, "item", cols.counts)
+        assert rows.lines is not None
+        assert cols.lines is not None
+        for name, side in zip(SIDES, (rows, cols), strict=True):
+            rule.share(side, name, state)
+        return rows.lines, cols.lines
     if rows.shares is not None and cols.shares is not None:
         return rows.shares, cols.shares
     if training.shares == (1.0, 1.0):

@@ -159,7 +159,7 @@ class Trainer:
             If no step size keeps the cost finite.
         """
         training = self.training
-        kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.is_shared
+        kind = training.blocks.layout.no_ratings(), training.rank, training.hyper, training.shape_of_shares
         self.engine.everywhere(kernel.compile_for, *kind)
         if training.chain_rule is not None:
             self.engine.everywhere(langevin.compile_moves)

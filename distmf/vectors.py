@@ -158,6 +158,8 @@ class Form(NamedTuple):
         Whether ratings have weights, else all count alike.
     is_sparse : bool
         Whether factors have an L1 penalty, by which the smallest become zero.
+    is_drawn : bool
+        Whether every row and column has, beside its share, a precision of its ratings, and a sum of squared errors.
     """
 
     objective: Objective
@@ -165,6 +167,37 @@ class Form(NamedTuple):
     is_shared: bool = False
     is_weighted: bool = False
     is_sparse: bool = False
+    is_drawn: bool = False
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of what there is of a row or column besides factors and bias: its share, or a `Line`."""
+        return 4 * len(Line._fields) if self.is_drawn else 4
+
+
+class Line(NamedTuple):
+    """What there is of a row or column of a chain of draws, side by side.
+
+    Attributes
+    ----------
+    share
+        Of the step size.
+    precision
+        Of its ratings, as a multiple of that of all: the precision of a rating is the product of its row's, its
+        column's, and that of all.
+    squares
+        Squared errors of its ratings, each times the precision of the other side, added up.
+    count
+        Its ratings to train on.
+    noise
+        Variance of its ratings, as a multiple of that of all; not quite the inverse of the precision.
+    """
+
+    share: Any
+    precision: Any
+    squares: Any
+    count: Any
+    noise: Any
 
 
 class Steps(NamedTuple):
@@ -189,7 +222,8 @@ class _Group:
         self.p, self.b_u, self.s_u = p, b_u, s_u
         numbers = self.code.numbers(cols, size, col_bytes)
         self.rows_of_Q = [self.code.indexed(Q, i, 4 * n_floats) for i in numbers]
-        self.col_biases, self.col_shares = ([self.code.indexed(start, i, 4) for i in numbers] for start in (b_i, s_i))
+        self.col_biases = [self.code.indexed(b_i, i, 4) for i in numbers]
+        self.col_shares = [self.code.indexed(s_i, i, form.line_bytes) for i in numbers]
 
     def everywhere(self, value: Any, width: int) -> Lanes:
         """Return a single value in so many lanes."""
@@ -219,6 +253,23 @@ class _Group:
                     self.builder.store(self.code.fma(a.value, b.value, self.builder.load(dot)), dot)
         products = Lanes(self.builder, self.code.sums([self.builder.load(dot) for dot in dots]))
         return self.loaded(self.col_biases) + self.everywhere(self.code.load(self.b_u, FLOAT32), self.size) + products
+
+    def precisions(self, squares: Lanes) -> Lanes:
+        """Return the precisions of all ratings, after adding their squared errors to those of the row and columns."""
+        at = [
+            Line(*(self.code.offset(line, 4 * n) for n in range(len(Line._fields))))
+            for line in (self.s_u, *self.col_shares)
+        ]
+        row, cols = at[0], at[1:]
+        of_row = self.everywhere(self.code.load(row.precision, FLOAT32), self.size)
+        of_cols = self.loaded([col.precision for col in cols])
+        sums = self.loaded([col.squares for col in cols]) + squares * of_row
+        for col, value in zip(cols, self.code.lanes(sums.value), strict=True):
+            self.code.store(value, col.squares)
+        gains = self.code.lanes((squares * of_cols).value)
+        total = functools.reduce(self.builder.fadd, gains, self.code.load(row.squares, FLOAT32))
+        self.code.store(total, row.squares)
+        return of_row * of_cols
 
     def update(self, pull: Lanes, steps: Sequence[Any], weight: Lanes | None) -> None:
         """Take one step along the pulls on the scores."""
@@ -294,6 +345,8 @@ def step_of_group(n_floats: int, size: int, col_bytes: int, form: Form) -> Any:
             weight = Lanes(builder, group.code.load(weights, singles)) if form.is_weighted else None
             if weight is not None:
                 cost = cost * weight
+            if form.is_drawn:
+                weight = group.precisions(cost)
             total = builder.fadd(builder.fpext(cost.value, doubles), group.code.load(costs, doubles, 8))
             group.code.store(total, costs, 8)
             if form.is_training:

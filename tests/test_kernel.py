@@ -102,6 +102,36 @@ def test_train_block__agrees_with_the_reference(rank: int, shared: bool) -> None
     assert not Q[:, rank:].any()
 
 
+@pytest.mark.parametrize("rank", [1, 16, 50, 512])
+def test_train_block__weighs_ratings_by_the_precisions_of_both_lines(rank: int) -> None:
+    """As with weights that are their products; and it adds up squared errors, each times the other's precision."""
+    rng = np.random.default_rng(rank)
+    ratings, free = make_ratings(400, coded=False), HYPER._replace(reg=(0.0, 0.0), bias_reg=(0.0, 0.0))
+    lines = [np.zeros((n, 5), dtype=np.float32) for n in (32, 24)]
+    for each in lines:
+        each[:, :2] = rng.uniform(0.2, 2.0, (len(each), 2))
+    shares = tuple(each[:, 0].copy() for each in lines)
+    at = ratings.places()
+    precisions = [each[where, 1] for each, where in zip(lines, at, strict=True)]
+    weighted = ratings._replace(weights=precisions[0] * precisions[1])
+    found, expected = make_factors(rank), make_factors(rank)
+    cost = kernel.train_block(ratings, *blocks(found), free, 0.04, 7, tuple(lines))  # type: ignore[arg-type]
+    kernel.train_block(weighted, *blocks(expected), free, 0.04, 7, shares)  # type: ignore[arg-type]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    standing = make_factors(rank)
+    for each in lines:
+        each[:, [0, 2]] = 0  # no step: errors are those of one place
+    cost = kernel.train_block(ratings, *blocks(standing), free, 0.04, 7, tuple(lines))  # type: ignore[arg-type]
+    P, Q, b_u, b_i = standing
+    values = (ratings.encoding.decode(ratings.values) - free.mean) / free.scale
+    squares = (values - b_u[at[0]] - b_i[at[1]] - (P[at[0]] * Q[at[1]]).sum(axis=1)) ** 2
+    assert cost == pytest.approx(squares.sum(), rel=1e-5)
+    for n in (0, 1):
+        sums = np.bincount(at[n], squares * precisions[1 - n], minlength=len(lines[n]))
+        np.testing.assert_allclose(lines[n][:, 2], sums, rtol=1e-4)
+
+
 # Of ratings that are whole numbers from 0 to 4, or, for the binary losses, -1 and 1.
 AT = Constants(low=-2.0, width=5.0, offset=0.4, slope=1.5)
 COSTS: dict[LossName, tuple[reference.Cost, bool]] = {

@@ -26,7 +26,9 @@ def block(n: int, value: float, counts: np.ndarray | None = None) -> FactorBlock
     factors[:, 0] = value
     biases = np.zeros(n, dtype=np.float32)
     mean = FactorBlock(factors.copy(), biases.copy())
-    return FactorBlock(factors, biases, mean, np.zeros(n, dtype=np.float32) if counts is None else counts)
+    lines = np.zeros((n, 5), dtype=np.float32)
+    lines[:, 1], lines[:, 3] = 1, 0 if counts is None else counts
+    return FactorBlock(factors, biases, mean, lines)
 
 
 @pytest.mark.parametrize("n_ratings", [1, 4, 16, 64, 256])
@@ -40,13 +42,15 @@ def test_chain__draws_from_a_posterior_that_is_known(n_ratings: int) -> None:
     rows = block(n_users, 0.0, np.full(n_users, n_ratings, dtype=np.float32))
     rule = LangevinRule(1, 2, RANK, 0, len(values), (n_users, n_ratings))
     # As the second epoch of a chain of two, after burn-in; as much energy on either side needs no balance.
-    state = ChainState(1, 1.0, NOISE_PRECISION, [[1.0, PRECISION]] * 2, [[1.0]] * 2)
-    assert rows.counts is not None
+    state = ChainState(1, 1.0, NOISE_PRECISION, [[1.0, PRECISION]] * 2, [[1.0]] * 2, [1.0] * 3, [100.0] * 2)
+    assert rows.lines is not None
     hyper, draws = Hyperparameters(0.0, 1.0), []
     for epoch in range(n_epochs):
         cols = block(n_ratings, 0.0)
-        shares = rule.shares(state, "user", rows.counts), np.zeros(n_ratings, dtype=np.float32)
-        kernel.train_block(ratings, rows, cols, hyper, rule.step_size(state), epoch, shares)
+        assert cols.lines is not None
+        rule.share(rows, "user", state)
+        kernel.train_block(ratings, rows, cols, hyper, rule.step_size(state), epoch, (rows.lines, cols.lines))
+        rows.lines[:, 2] = rows.lines[:, 3]  # errors as large as expected: so all precisions stay at 1
         langevin.end_epoch(rows, "user", state, rule, int(rng.integers(2**63)))
         draws.append(rows.biases.copy())
     precision = PRECISION + NOISE_PRECISION * n_ratings
@@ -110,6 +114,30 @@ def test_posterior__is_calibrated_and_better_than_sgd(n: int, tmp_path: Path) ->
     unseen, std = mf.predict([-1, 0, -1], [0, -1, -1], return_std=True)
     assert len(unseen) == 3
     assert (std > mf.predict([0], [0], return_std=True)[1]).all()  # who is not known may be anybody
+
+
+def test_posterior__learns_whose_ratings_are_noisy(tmp_path: Path) -> None:
+    """Half of the users rate with a noise of 0.4, half with 1.2: what the latter say counts less."""
+    n_users, n_items, n = 600, 300, 60_000
+    rng = np.random.default_rng(2)
+    P, Q = rng.normal(size=(n_users, 3)), rng.normal(size=(n_items, 3)) / 3**0.5
+    users, items = rng.integers(n_users, size=2 * n), rng.integers(n_items, size=2 * n)
+    noise = np.where(users % 2 == 0, 0.4, 1.2)
+    values = 3 + (P[users] * Q[items]).sum(axis=1) + noise * rng.normal(size=2 * n)
+    columns = {"user_id": users, "item_id": items, "rating": values.astype(np.float32)}
+    train = write(tmp_path / "train.parquet", {name: column[:n] for name, column in columns.items()})
+    mf = MatrixFactorization(4, posterior_samples=3, epochs=100).fit(train)
+    predicted, stds = mf.predict(users[n:], items[n:], return_std=True)
+    is_noisy = users[n:] % 2 == 1
+    assert 2.2 < stds[is_noisy].mean() / stds[~is_noisy].mean() < 3.2
+    assert mf.model_.items.noises is not None
+    assert np.ptp(mf.model_.items.noises) < 0.4  # items are all alike
+    for some in (is_noisy, ~is_noisy):
+        inside = np.abs(values[n:] - predicted)[some] < 1.645 * stds[some]
+        assert inside.mean() == pytest.approx(0.9, abs=0.03)
+    squares = np.square(predicted - values[n:])
+    floor = (0.4**2 + 1.2**2) / 2
+    assert squares.mean() < 1.10 * floor
 
 
 @pytest.mark.parametrize("max_seconds", [0.0, 0.3])

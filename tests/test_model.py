@@ -151,7 +151,7 @@ def test_save__writes_what_the_format_says(mf: MatrixFactorization, tmp_path: Pa
     mf.save(tmp_path / "model")
     assert sorted(files(tmp_path / "model")) == ["items.parquet", "model.json", "users.parquet"]
     manifest = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert manifest["version"] == 3
+    assert manifest["version"] == 4
     assert manifest["normalisation"]["mean"] == mf.global_bias_
     assert manifest["hyperparameters"]["rank"] == 6
     assert manifest["distmf"]
