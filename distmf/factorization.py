@@ -63,7 +63,7 @@ class MatrixFactorization:
     nonnegative : bool
         Whether factors are kept from falling below zero: they are then parts that add up. Biases are free.
     reg : float, pair of float or "auto"
-        λ, per rating; "auto" is 0.04 for 100 ratings per user and item, and more for fewer. A pair is for users and for
+        λ, per rating; "auto" is 0.04 for 100 ratings per user and item, more for fewer, less for more. A pair is for users and for
         items.
     bias_reg : float or pair of float
         λ_b, per rating.
@@ -73,7 +73,7 @@ class MatrixFactorization:
         Passes over the ratings, at most: by default 15; with `posterior_samples` as many for each, by default 200.
     step_size : float or "auto"
         η on ratings of unit standard deviation; "auto" is 0.04 at first for 100 ratings per user and item, more for
-        fewer, and adapts to the cost.
+        fewer, less for more, and adapts to the cost.
     step_decay : float
         Factor on the step size from epoch to epoch.
     tol : float

@@ -22,10 +22,10 @@ MOST_RATINGS = 2_500  # of a user or an item in an epoch, in the mean: those wit
 def start_for(n_ratings: int, n_lines: int) -> float:
     """Return the step size to begin with, for so many ratings of so many users and items together.
 
-    Few ratings each make few steps, which must be larger; many allow no more, but need no less. The square root is what
-    the best values for ratings of 17 to 125 per user and item follow, real and made up ones; `docs/steps.md` has them.
+    Few ratings each make few steps, which must be larger; many do with smaller ones, which are less noisy. `docs/steps.md`
+    has the values that are best for 17 to 1,180 ratings per user and item, real and made up ones.
     """
-    return min(MOST_START, max(START, START * math.sqrt(DENSE * n_lines / n_ratings)))
+    return min(MOST_START, START * _by_sparsity(n_ratings, n_lines))
 
 
 def reg_for(n_ratings: int, n_lines: int) -> float:
@@ -34,8 +34,12 @@ def reg_for(n_ratings: int, n_lines: int) -> float:
     A prior on the factors would count once for each of them, the same λ once for each rating; the best values lie
     between the two, and where ratings are many, nearer to the latter.
     """
+    return min(MOST_REG, REG * _by_sparsity(n_ratings, n_lines))
+
+
+def _by_sparsity(n_ratings: int, n_lines: int) -> float:
     sparsity = DENSE * n_lines / n_ratings
-    return min(MOST_REG, REG * math.pow(sparsity, 1 / 2 if sparsity > 1 else 1 / 4))
+    return math.pow(sparsity, 1 / 2 if sparsity > 1 else 1 / 4)
 
 
 def share_of_step(n_ratings: int, n_lines: int) -> float:

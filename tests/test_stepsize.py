@@ -60,5 +60,5 @@ def test_start_for_and_reg_for__grow_with_sparsity_up_to_a_bound() -> None:
     assert reg_for(10**6, 10**4) == pytest.approx(0.04)
     assert start_for(10**6, 4 * 10**4) == pytest.approx(0.08)
     assert reg_for(10**6, 3 * 10**4) == pytest.approx(0.04 * 3**0.5)
-    assert reg_for(16 * 10**6, 10**4) == pytest.approx(0.02)
+    assert (start_for(16 * 10**6, 10**4), reg_for(16 * 10**6, 10**4)) == pytest.approx((0.02, 0.02))
     assert (start_for(5, 10), reg_for(5, 10)) == (0.1, 0.08)
