@@ -21,12 +21,10 @@ from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.evaluate import Evaluation
 from distmf.factorization import HYPERPARAMETERS, MatrixFactorization, load
-from distmf.losses import LOSSES
 from distmf.model import BOUNDS, Bound
 from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
-    NumberOrAuto,
     OneOrTwo,
     block_options,
     client_for,
@@ -34,6 +32,7 @@ from distmf.options import (
     column_options,
     given_options,
     memory_option,
+    objective_options,
     output_options,
     rank_option,
     rating_option,
@@ -63,6 +62,9 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ParameterError as err:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if command is not None:
+                ctx = click.Context(command, ctx, ctx.invoked_subcommand)
             raise click.UsageError(str(err), ctx) from err
         except (DistMFError, OSError) as err:
             click.echo(f"distmf: {err}", err=True)
@@ -130,31 +132,17 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.argument("ratings_or_blocks")
 @click.argument("model")
 @rank_option
-@click.option("--loss", type=click.Choice(list(LOSSES)), help="What is minimised.  [default: squared]")
-@click.option("--bounds", type=(float, float), metavar="LOW HIGH", help="Predict by a sigmoid between two ratings.")
-@click.option("--nonnegative", is_flag=True, help="Keep factors from falling below zero.")
 @click.option("--reg", type=OneOrTwo(0, auto=True), help="Regularisation of the factors, per rating.  [default: auto]")
-@click.option("--bias-reg", type=OneOrTwo(0), help="Regularisation of the biases, per rating.  [default: 0.02]")
-@click.option("--l1-reg", type=OneOrTwo(0), help="L1 penalty on the factors, per rating.  [default: 0]")
 @click.option(
     "--epochs",
     type=click.IntRange(1, 2**31),
     help="Passes over the ratings, at most.  [default: 15; for each posterior sample 200]",
 )
-@click.option(
-    "--step-size", type=NumberOrAuto(0, min_open=True), help="SGD step on ratings of unit spread.  [default: auto]"
-)
-@click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]")
-@click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]")
+@objective_options
 @click.option(
     "--target-cost",
     type=Number(0),
     help="Stop when the mean squared error, or the mean of another loss, is below this.",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(0),
-    help="Stop when the holdout is no better for so many epochs, and take the best; 0 never.  [default: 5]",
 )
 @click.option("--max-seconds", type=Number(0), help="Stop after so many seconds of training.")
 @click.option(

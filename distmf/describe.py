@@ -11,6 +11,8 @@ from distmf.checkpoint import KIND as CHECKPOINT
 from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
 from distmf.factorization import MatrixFactorization, load
+from distmf.halving import KIND as TUNING
+from distmf.halving import Candidate, read_tuning
 from distmf.lock import holder_of
 from distmf.losses import LOSSES
 from distmf.memory import Sizes, TrainingBytes, both_ways, in_words
@@ -36,8 +38,10 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         return _describe_model(load(path), str(folder))
     if folder.is_a(CHECKPOINT):
         return _describe_checkpoint(folder)
-    what = "there are no blocks, no checkpoint and no model in it" if folder.exists() else "it does not exist"
-    raise StoreError(f"{folder}: {what}; distmf block and distmf train write such folders")
+    if folder.is_a(TUNING):
+        return _describe_tuning(folder)
+    what = "there are no blocks, checkpoint, model or tuning in it" if folder.exists() else "it does not exist"
+    raise StoreError(f"{folder}: {what}; distmf block, train and tune write such folders")
 
 
 def _describe_blocks(blocks: Blocks) -> tuple[dict[str, Any], str]:
@@ -135,6 +139,31 @@ def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:
         **{name: str(value) for name, value in settings.items() if name != "epochs"},
     }
     return found, _in_words(f"Checkpoint in {folder}", lines)
+
+
+def _describe_tuning(folder: Folder) -> tuple[dict[str, Any], str]:
+    what, candidates = read_tuning(folder)
+    ended = sorted((each for each in candidates if each.is_whole), key=Candidate.error)
+    driver, measure = holder_of(folder), LOSSES[what["loss"]].measure
+    best = ended[0] if ended else None
+    found = {
+        "kind": "tuning",
+        "path": str(folder),
+        "candidates": len(candidates),
+        "ended": len(ended),
+        "best": best and best.settings._asdict(),
+        "measure": measure,
+        "holdout_error": best and best.holdout_error,
+        "settings": what,
+        "driver": driver,
+    }
+    lines = {
+        "candidates": f"{len(candidates)} trained, {len(ended)} of them to the end",
+        "best": f"{best.settings}: holdout {measure} {best.holdout_error:.4f}" if best else "none so far",
+        "driver": driver or "none; distmf tune … --checkpoint FOLDER goes on",
+        **{name: str(value) for name, value in what.items()},
+    }
+    return found, _in_words(f"Tuning in {folder}", lines)
 
 
 def _describe_model(mf: MatrixFactorization, path: str) -> tuple[dict[str, Any], str]:

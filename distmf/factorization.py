@@ -1,9 +1,7 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
-import contextlib
 import inspect
 import logging
-import numbers
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -12,28 +10,23 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocking import blocks_of
-from distmf.blocks import Blocks, forget, limit_cache, open_blocks
+from distmf.blocks import Blocks, forget, open_blocks
 from distmf.buffers import give_back_idle_memory
-from distmf.checkpoint import Checkpoint, checkpoint_of
 from distmf.diagnosis import Diagnosis, diagnose
-from distmf.engine import Engine
-from distmf.engines import check_grid, open_engine
-from distmf.errors import ClusterError, NotFittedError, ParameterError
+from distmf.errors import NotFittedError, ParameterError
 from distmf.folding import fold_in
 from distmf.history import History, Stopped
 from distmf.kernel import Pair
 from distmf.losses import LossName
 from distmf.matrix import IsSet, not_nan
-from distmf.memory import Sizes, plan_memory, usable_memory
 from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
 from distmf.parameters import checked, pair
+from distmf.preparing import Place, open_trainer
 from distmf.sides import Float32
-from distmf.sizes import format_bytes
 from distmf.store import Folder, new_folder
-from distmf.tasks import Training
-from distmf.trainer import StopRules, Trainer, let_go
-from distmf.training import reg_of, training_of
-from distmf.warm import fingerprint, warm_state, with_new
+from distmf.trainer import Trainer
+from distmf.training import reg_of
+from distmf.warm import with_new
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +56,8 @@ class MatrixFactorization:
     nonnegative : bool
         Whether factors are kept from falling below zero: they are then parts that add up. Biases are free.
     reg : float, pair of float or "auto"
-        λ, per rating; "auto" is 0.04 for 100 ratings per user and item, more for fewer, less for more. A pair is for users and for
-        items.
+        λ, per rating; "auto" is 0.04 for 100 ratings per user and item, more for fewer, less for more. A pair is for
+        users and for items.
     bias_reg : float or pair of float
         λ_b, per rating.
     l1_reg : float or pair of float
@@ -236,47 +229,9 @@ class MatrixFactorization:
         for name, value in checked(self.hyperparameters).items():
             setattr(self, name, value)
         warm = None if start is None else self._fitting(start)
-        if resume and checkpoint is None:
-            raise ParameterError("resume needs a checkpoint: give the folder that the training to go on with was given")
-        if checkpoint is not None and not str(checkpoint):
-            raise ParameterError("checkpoint is ''; give a folder or a URL")
-        if not isinstance(checkpoint_every, numbers.Integral) or checkpoint_every < 1:
-            raise ParameterError(f"checkpoint_every is {checkpoint_every!r}; it is a number of epochs, at least 1")
-        if checkpoint_every > 1 and checkpoint is None and client is None:
-            raise ParameterError("checkpoint_every needs a checkpoint: give a folder to save factors and history to")
-        if memory is not None and client is not None:
-            raise ParameterError(
-                "memory is for threads of this process; the workers of a cluster have limits of their own"
-            )
-        limit = usable_memory(memory)
-        with contextlib.ExitStack() as stack:
-            engine = stack.enter_context(open_engine(client, threads))
-            place = {"rank": self.rank, "seed": self.seed, "client": client, "threads": threads, "memory": memory}
-            blocks = stack.enter_context(blocks_of(ratings, is_set, place, options))
-            check_grid(engine, blocks.shape)
-            on_disk = False
-            if engine.shares_memory:
-                sizes = Sizes.of(blocks, self.rank, self.posterior_samples)
-                sizes = sizes._replace(start=warm.n_bytes if warm else 0)
-                if blocks.n_holdout and self.patience and checkpoint is None:
-                    sizes = sizes._replace(states=3)  # the best epoch may be some time ago
-                plan = plan_memory(sizes, engine.n_slots, limit)
-                on_disk = plan.rows_on_disk
-                stack.callback(limit_cache)
-                limit_cache(plan.cached)
-            settings = {**self.hyperparameters, "start": warm and fingerprint(warm)}
-            opened = stack.enter_context(
-                checkpoint_of(blocks, engine, checkpoint, settings, resume=resume, needed=on_disk)
-            )
-            if on_disk and opened:
-                logger.info(
-                    "the user factors lie in %s: with all of them, training would need more than %s",
-                    opened.folder,
-                    format_bytes(limit),
-                )
-            training = training_of(self.hyperparameters, blocks, warm.normalisation if warm else None)
-            training = training._replace(folder=opened.folder if opened else None, rows_on_disk=on_disk)
-            self._train(training, engine, opened, int(checkpoint_every), warm)
+        place = Place(client, threads, checkpoint, checkpoint_every, resume, memory).checked()
+        with open_trainer(self.hyperparameters, ratings, place, is_set, options, warm) as trainer:
+            self._run(trainer, warm)
         return self
 
     def _fitting(self, start: "MatrixFactorization") -> Model:
@@ -291,18 +246,9 @@ class MatrixFactorization:
             )
         return start.model_
 
-    def _train(
-        self,
-        training: Training,
-        engine: Engine,
-        checkpoint: Checkpoint | None,
-        save_every: int,
-        warm: Model | None = None,
-    ) -> None:
-        n_epochs = self.epochs * max(1, self.posterior_samples)
-        rules = StopRules(n_epochs, self.tol, self.target_cost, self.patience, self.max_seconds)
-        state = None if warm is None else warm_state(training, warm, self.epochs)
-        trainer = Trainer(training, rules, engine, checkpoint, save_every, state, has_baselines=warm is None)
+    def _run(self, trainer: Trainer, warm: Model | None) -> None:
+        """Train, and take the model of the last good state, whatever ends the training."""
+        training = trainer.training
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
         try:
@@ -318,18 +264,16 @@ class MatrixFactorization:
                     progress.epochs,
                     stopped,
                     *exact,
-                    progress.rollbacks,
-                    trainer.best_epoch,
-                    trainer.baselines,
-                    training.blocks.settings["noise"],
-                    training.hyper.objective.details.measure,
-                    trainer.ratings_per_second,
+                    rollbacks=progress.rollbacks,
+                    best_epoch=trainer.best_epoch,
+                    baselines=trainer.baselines,
+                    noise=training.blocks.settings["noise"],
+                    measure=training.hyper.objective.details.measure,
+                    ratings_per_second=trainer.ratings_per_second,
                 )
                 model = Model.of_training(training, progress.state, history)
                 if model.is_finite:
                     self._model = model if warm is None else with_new(warm, model)
-            with contextlib.suppress(ClusterError):
-                engine.everywhere(let_go, training.blocks.path, training.folder)
 
     def partial_fit(self, ratings: Blocks | str | Path | npt.NDArray[Any], **options: Any) -> Self:
         """Train on more ratings, from where training ended: `fit` with `start` at this model itself.

@@ -9,6 +9,7 @@ that never paused. So nothing is trained twice, and the best is what `fit` makes
 """
 
 import contextlib
+import json
 import logging
 import math
 import time
@@ -17,19 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distmf.blocks import Blocks
-from distmf.checkpoint import Checkpoint
-from distmf.engine import Engine
-from distmf.errors import ClusterError, DivergedError, StoreError
-from distmf.factorization import MatrixFactorization
+from distmf.errors import DivergedError, StoreError
 from distmf.lock import DriverLock, driver_lock
-from distmf.model import Model
-from distmf.store import Kind, free_folder, refuse_nested, temporary_folder
-from distmf.tasks import Training
-from distmf.trainer import StopRules, Trainer, let_go
+from distmf.losses import LOSSES
+from distmf.preparing import Place, open_trainer
+from distmf.store import Folder, Kind, free_folder, refuse_nested, temporary_folder
 
 logger = logging.getLogger(__name__)
 
-KIND = Kind("distmf tuning", 1, "tuning.json", (), r"candidates/\d+/.*")
+KIND = Kind("distmf tuning", 2, "tuning.json", (), r"candidates/\d+/.*")
 RUNGS = 2, 1  # candidates are compared after half of their epochs, and at the end; docs/tuning.md says why
 KEPT = 3  # one of so many goes on
 
@@ -56,7 +53,7 @@ class Result(NamedTuple):
         The epoch of the rung.
     done : int
         Epochs that were done: fewer if the holdout got no better.
-    holdout_rmse : float or None
+    holdout_error : float or None
         Of the best epoch so far; None if training diverged.
     seconds : float
         Since the rung before, or since training went on that was interrupted.
@@ -64,7 +61,7 @@ class Result(NamedTuple):
 
     until: int
     done: int
-    holdout_rmse: float | None
+    holdout_error: float | None
     seconds: float
 
 
@@ -80,9 +77,9 @@ class Candidate(NamedTuple):
         return self.results[-1].done
 
     @property
-    def holdout_rmse(self) -> float | None:
+    def holdout_error(self) -> float | None:
         """Error on the holdout, of the best epoch; None if training diverged."""
-        return self.results[-1].holdout_rmse
+        return self.results[-1].holdout_error
 
     @property
     def seconds(self) -> float:
@@ -92,11 +89,11 @@ class Candidate(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether it was trained to the end."""
-        return bool(self.results) and self.results[-1].until == self.settings.epochs and self.holdout_rmse is not None
+        return bool(self.results) and self.results[-1].until == self.settings.epochs and self.holdout_error is not None
 
     def error(self, rung: int = -1) -> float:
         """Return the error on the holdout at a rung, for comparisons: infinite if training diverged."""
-        error = self.results[rung].holdout_rmse
+        error = self.results[rung].holdout_error
         return math.inf if error is None else error
 
 
@@ -111,10 +108,10 @@ class Halving:
         Of the folder for checkpoints and results; what is done already is not done again.
     settings : sequence of Settings
         Of the candidates, all different.
-    seed : int
-        Of all trainings.
-    where : dict
-        How to train: arguments of `fit`.
+    parameters : dict
+        All hyperparameters, checked; those in `settings` do not count.
+    place : Place
+        Where to train.
 
     Raises
     ------
@@ -123,13 +120,18 @@ class Halving:
     """
 
     def __init__(
-        self, blocks: Blocks, lock: DriverLock, settings: Sequence[Settings], seed: int, where: dict[str, Any]
+        self,
+        blocks: Blocks,
+        lock: DriverLock,
+        settings: Sequence[Settings],
+        parameters: dict[str, Any],
+        place: Place,
     ) -> None:
-        self.blocks, self.lock, self.seed, self.where = blocks, lock, seed, where
+        self.blocks, self.lock, self.parameters, self.place = blocks, lock, parameters, place
         self.folder = folder = lock.folder
         self.candidates = [Candidate(each) for each in settings]
         tried = {name: list(dict.fromkeys(getattr(each, name) for each in settings[1:])) for name in Settings._fields}
-        self._what = {**blocks.identity(), "seed": seed, **tried}
+        self._what = json.loads(json.dumps({**blocks.identity(), **parameters, **tried}))  # as it is read again
         if folder.is_a(KIND):
             manifest = folder.read_manifest(KIND)
             for name, here in self._what.items():
@@ -142,6 +144,11 @@ class Halving:
             self.candidates = list(map(Candidate, settings, results))
             logger.info("%s: %d results are there already", folder, sum(map(len, results)))
         self._write()
+
+    @property
+    def measure(self) -> str:
+        """What errors are: "RMSE", or the mean of another loss."""
+        return LOSSES[self.parameters["loss"]].measure
 
     @property
     def best(self) -> Candidate | None:
@@ -181,14 +188,17 @@ class Halving:
         candidate = self.candidates[n]
         if rung < len(candidate.results):
             return
-        training, start = _Training(candidate.settings, self.seed, until), time.perf_counter()
-        with contextlib.suppress(DivergedError):
-            training.fit(self.blocks, checkpoint=self.checkpoint(n), resume=True, **self.where)
-        result = Result(until, training.done, training.holdout_rmse, time.perf_counter() - start)
+        parameters, done, error = {**self.parameters, **candidate.settings._asdict()}, 0, None
+        place, start = self.place._replace(checkpoint=self.checkpoint(n), resume=True), time.perf_counter()
+        with contextlib.suppress(DivergedError), open_trainer(parameters, self.blocks, place) as trainer:
+            trainer.rules, trainer.has_baselines = trainer.rules._replace(epochs=until), False
+            _, cost = trainer.run()
+            done, error = len(trainer.progress.epochs), trainer.error(cost.holdout)
+        result = Result(until, done, error, time.perf_counter() - start)
         self.candidates[n] = candidate._replace(results=(*candidate.results, result))
         self._write()
-        found = "diverged" if result.holdout_rmse is None else f"holdout RMSE {result.holdout_rmse:.4f}"
-        logger.info("%s: %s: %s after epoch %d", label, candidate.settings, found, result.done)
+        found = "diverged" if error is None else f"holdout {self.measure} {error:.4f}"
+        logger.info("%s: %s: %s after epoch %d", label, candidate.settings, found, done)
 
     def _best_share(self, going: list[int], rung: int) -> list[int]:
         """Return those of the candidates at a rung that go on; the checkpoints of the others are removed."""
@@ -204,34 +214,19 @@ class Halving:
     def _write(self) -> None:
         self.lock.check()
         results = [each.results for each in self.candidates]
-        self.folder.write_manifest(KIND, {"what": self._what, "results": results})
+        settings = [each.settings for each in self.candidates]
+        self.folder.write_manifest(KIND, {"what": self._what, "settings": settings, "results": results})
 
 
-class _Training(MatrixFactorization):
-    """A training that pauses at an epoch, as if it were killed there, and tells its error; it makes no model."""
-
-    def __init__(self, settings: Settings, seed: int, until: int) -> None:
-        super().__init__(**settings._asdict(), seed=seed)
-        self.until = until
-        self.done = 0
-        self.holdout_rmse: float | None = None
-
-    def _train(
-        self,
-        training: Training,
-        engine: Engine,
-        checkpoint: Checkpoint | None,
-        save_every: int,
-        warm: Model | None = None,
-    ) -> None:
-        rules = StopRules(self.until, self.tol, self.target_cost, self.patience)
-        trainer = Trainer(training, rules, engine, checkpoint, save_every, has_baselines=False)
-        try:
-            cost = trainer.run()[1]
-            self.done, self.holdout_rmse = len(trainer.progress.epochs), trainer.error(cost.holdout)
-        finally:
-            with contextlib.suppress(ClusterError):
-                engine.everywhere(let_go, training.blocks.path, training.folder)
+def read_tuning(folder: Folder) -> tuple[dict[str, Any], list[Candidate]]:
+    """Return what is tuned on what, and the candidates that have come to something so far."""
+    manifest = folder.read_manifest(KIND)
+    settings = [Settings(*each) for each in manifest["settings"]]
+    found = [
+        Candidate(each, tuple(Result(*result) for result in results))
+        for each, results in zip(settings, manifest["results"], strict=True)
+    ]
+    return manifest["what"], [each for each in found if each.results]
 
 
 @contextlib.contextmanager

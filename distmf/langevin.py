@@ -14,8 +14,8 @@ ratings, of which the last count most, adds T ((1 − a²)/2 − (1 − a)²/x) 
 
 The noise is not the same everywhere: the precision of a rating is τ α_u β_i, and the n above are n α_u and n β_i.
 With S, the sum of β_i e² over the n ratings of a user, in units of its mean, α_u is (ν + n)/(ν + S), and ν follows
-from how much more the S differ than sums of squares of one variance would. Where they do not, as of ratings that are all
-equally noisy, ν is large and all α are 1.
+from how much more the S differ than sums of squares of one variance would. Where they do not, as of ratings that are
+all equally noisy, ν is large and all α are 1.
 
 Rows with so many ratings that x would be above 1 take a share of the step. The scales of p_k and q_k may be traded for
 one another without changing r̂; as steps are the same on both sides, they are kept in balance.

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from distmf.grid import MAX_BLOCKS
 from distmf.kernel import MAX_RANK
+from distmf.losses import LOSSES
 from distmf.sizes import parse_bytes, parse_rate
 
 
@@ -139,6 +140,23 @@ threads_option = click.option("--threads", type=click.IntRange(1), help="Threads
 memory_option = click.option(
     "--memory", type=Size(), help="Memory that this process may use.  [default: seven eighths of its limit]"
 )
+objective_options = options(
+    click.option("--loss", type=click.Choice(list(LOSSES)), help="What is minimised.  [default: squared]"),
+    click.option("--bounds", type=(float, float), metavar="LOW HIGH", help="Predict by a sigmoid between two ratings."),
+    click.option("--nonnegative", is_flag=True, help="Keep factors from falling below zero."),
+    click.option("--bias-reg", type=OneOrTwo(0), help="Regularisation of the biases, per rating.  [default: 0.02]"),
+    click.option("--l1-reg", type=OneOrTwo(0), help="L1 penalty on the factors, per rating.  [default: 0]"),
+    click.option(
+        "--step-size", type=NumberOrAuto(0, min_open=True), help="SGD step on ratings of unit spread.  [default: auto]"
+    ),
+    click.option("--step-decay", type=Number(0, min_open=True), help="Factor on the step per epoch.  [default: 1]"),
+    click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]"),
+    click.option(
+        "--patience",
+        type=click.IntRange(0),
+        help="Stop when the holdout is no better for so many epochs, and take the best; 0 never.  [default: 5]",
+    ),
+)
 rank_option = click.option(
     "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
 )
@@ -183,6 +201,18 @@ output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
 )
+
+
+def in_words(name: str, value: Any) -> list[str]:
+    """Return a parameter of the public interface as the words of a command line that give it."""
+    flag = "--" + name.replace("_", "-")
+    if value is True:
+        return [flag]
+    if name == "bounds":
+        return [flag, *map(str, value)]
+    if isinstance(value, tuple | list):
+        return [flag, ("x" if name == "grid" else ",").join(map(str, value))]
+    return [flag, str(value)]
 
 
 def given_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ MOST_RATINGS = 2_500  # of a user or an item in an epoch, in the mean: those wit
 def start_for(n_ratings: int, n_lines: int) -> float:
     """Return the step size to begin with, for so many ratings of so many users and items together.
 
-    Few ratings each make few steps, which must be larger; many do with smaller ones, which are less noisy. `docs/steps.md`
-    has the values that are best for 17 to 1,180 ratings per user and item, real and made up ones.
+    Few ratings each make few steps, which must be larger; many do with smaller ones, which are less noisy.
+    `docs/steps.md` has what is best for 17 to 1,180 ratings per user and item, real and made up ones.
     """
     return min(MOST_START, START * _by_sparsity(n_ratings, n_lines))
 

@@ -20,7 +20,9 @@ from distmf.options import (
     client_for,
     cluster_options,
     given_options,
+    in_words,
     memory_option,
+    objective_options,
     output_options,
     reporting,
     seed_option,
@@ -72,6 +74,7 @@ def _listed(values: Any) -> str:
     type=Several(click.IntRange(1, 2**31)),
     help=f"Numbers of epochs to try.  [default: {_listed(EPOCHS)}]",
 )
+@objective_options
 @seed_option
 @click.option(
     "--checkpoint", metavar="FOLDER", help="Keep results and checkpoints here; the same command goes on from them."
@@ -110,8 +113,9 @@ def tune(ratings_or_blocks: str, as_json: bool, quiet: bool, **given: Any) -> No
         command = _command(ratings_or_blocks, tuning, blocking, resumes=has_blocks)
         found = {
             "best": tuning.settings,
-            "holdout_rmse": tuning.best.holdout_rmse,
-            "defaults_holdout_rmse": tuning.defaults.holdout_rmse,
+            "measure": tuning.measure,
+            "holdout_error": tuning.best.holdout_error,
+            "defaults_holdout_error": tuning.defaults.holdout_error,
             "defaults_are_best": tuning.best is tuning.defaults,
             "auto_reg": tuning.auto_reg,
             "candidates": [_in_numbers(candidate) for candidate in tuning.candidates],
@@ -125,7 +129,7 @@ def _in_numbers(candidate: Candidate) -> dict[str, Any]:
     return {
         **candidate.settings._asdict(),
         "epochs_done": candidate.done,
-        "holdout_rmse": candidate.holdout_rmse,
+        "holdout_error": candidate.holdout_error,
         "rung": len(candidate.results),
         "dropped": not candidate.is_whole,
         "seconds": candidate.seconds,
@@ -138,7 +142,7 @@ def _command(source: str, tuning: Tuning, blocking: dict[str, Any], *, resumes: 
     options = {name: value for name, value in tuning.settings.items() if value != untuned[name]} | blocking
     words = ["distmf", "train", source, "model"]
     for name, value in options.items():
-        words += ["--" + name.replace("_", "-"), "x".join(map(str, value)) if name == "grid" else str(value)]
+        words += in_words(name, value)
     if resumes and tuning.checkpoint:
         words += ["--checkpoint", tuning.checkpoint, "--resume"]
     return shlex.join(words)

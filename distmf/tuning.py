@@ -10,19 +10,24 @@ from typing import Any
 from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, is_blocks
 from distmf.errors import ParameterError, RatingsError
-from distmf.factorization import MatrixFactorization
+from distmf.factorization import HYPERPARAMETERS, MatrixFactorization
 from distmf.halving import Candidate, Halving, Reg, Settings, locked_folder
 from distmf.matrix import not_nan
+from distmf.normalisation import normalise
 from distmf.parameters import checked
-from distmf.stepsize import reg_for
+from distmf.preparing import Place
+from distmf.training import reg_of
 
 RANKS = 16, 64, 256
 REG_FACTORS = 0.5, 0.7, 1.0, 1.4, 2.0  # of the automatic one
 EPOCHS = 10, 15
 HOLDOUT = 0.1  # of raw ratings
 
-_UNTUNED = MatrixFactorization()
-DEFAULTS = Settings(_UNTUNED.rank, "auto", _UNTUNED.epochs)
+# Hyperparameters that may be given, for all candidates alike.
+FIXED = "loss", "bounds", "nonnegative", "bias_reg", "l1_reg", "step_size", "step_decay", "tol", "patience"
+
+_UNTUNED = MatrixFactorization().hyperparameters
+DEFAULTS = Settings(_UNTUNED["rank"], "auto", _UNTUNED["epochs"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +40,18 @@ class Tuning:
         Each with its settings and what it came to: those trained to the end, best first, then those dropped.
     auto_reg : float
         What `reg="auto"` is for these ratings.
-    seed : int
-        Of all trainings.
+    fixed : dict
+        Hyperparameters of all candidates alike that are not the defaults.
+    measure : str
+        What errors are: "RMSE", or the mean of another loss.
     checkpoint : str or None
         That of the best one, if a folder for it was given.
     """
 
     candidates: tuple[Candidate, ...]
     auto_reg: float
-    seed: int
+    fixed: dict[str, Any]
+    measure: str = "RMSE"
     checkpoint: str | None = None
 
     @property
@@ -59,26 +67,28 @@ class Tuning:
     @property
     def settings(self) -> dict[str, Any]:
         """The best settings, for `MatrixFactorization(**tuning.settings)`."""
-        return {**self.best.settings._asdict(), "seed": self.seed}
+        return {**self.best.settings._asdict(), **self.fixed}
 
     def verdict(self) -> str:
         """Return in a sentence how much better the best settings are than the defaults."""
-        best, defaults = self.best.holdout_rmse, self.defaults.holdout_rmse
+        best, defaults = self.best.holdout_error, self.defaults.holdout_error
         assert best is not None
         if self.best is self.defaults:
-            return f"The defaults, {DEFAULTS}, are best: holdout RMSE {best:.4f}."
+            return f"The defaults, {DEFAULTS}, are best: holdout {self.measure} {best:.4f}."
         if defaults is None:
-            return f"Best is {self.best.settings}: holdout RMSE {best:.4f}. The defaults, {DEFAULTS}, diverge."
+            return (
+                f"Best is {self.best.settings}: holdout {self.measure} {best:.4f}. The defaults, {DEFAULTS}, diverge."
+            )
         return (
-            f"Best is {self.best.settings}: holdout RMSE {best:.4f}, {100 * (1 - best / defaults):.2f} % less than the "
-            f"{defaults:.4f} of the defaults, {DEFAULTS}."
+            f"Best is {self.best.settings}: holdout {self.measure} {best:.4f}, {100 * (1 - best / defaults):.2f} % "
+            f"less than the {defaults:.4f} of the defaults, {DEFAULTS}."
         )
 
     def __str__(self) -> str:
-        table = [("rank", "reg", "epochs", "holdout RMSE", "seconds", "")]
+        table = [("rank", "reg", "epochs", f"holdout {self.measure}", "seconds", "")]
         for each in self.candidates:
             notes = {"best": each is self.best, "defaults": each is self.defaults, "dropped": not each.is_whole}
-            error = each.holdout_rmse
+            error = each.holdout_error
             table.append(
                 (
                     str(each.settings.rank),
@@ -135,7 +145,9 @@ def tune(
     memory : int or str, optional
         Bytes that this process may use, as in `MatrixFactorization.fit`.
     **options
-        For raw ratings: options of `block_ratings`, such as `user`, `item` and `rating`; `holdout` is 0.1 by default.
+        Hyperparameters of all candidates alike: `loss`, `bounds`, `nonnegative`, `bias_reg`, `l1_reg`, `step_size`,
+        `step_decay`, `tol` and `patience`. For raw ratings also options of `block_ratings`, such as `user`, `item` and
+        `rating`; `holdout` is 0.1 by default.
 
     Returns
     -------
@@ -165,12 +177,13 @@ def tune(
     for name, values in {"ranks": ranks, "regs": regs, "epochs": epochs}.items():
         if values is not None and len(values) == 0:
             raise ParameterError(f"{name} is empty; give at least one value to try, or leave it out")
-    _candidates(ranks, ["auto"] if regs is None else regs, epochs, seed)  # an error now, not after blocking
+    parameters = _fixed(options, seed)
+    _candidates(ranks, ["auto"] if regs is None else regs, epochs, parameters)  # an error now, not after blocking
     if isinstance(ratings, str | Path) and not is_blocks(ratings):
         options = {"holdout": HOLDOUT, **options}
-    where = {"client": client, "threads": threads, "memory": memory}
+    place = Place(client, threads, memory=memory).checked()
     with contextlib.ExitStack() as stack:
-        to_block = {**where, "rank": max(ranks), "seed": seed}
+        to_block = {"client": client, "threads": threads, "memory": memory, "rank": max(ranks), "seed": seed}
         blocks = stack.enter_context(blocks_of(ratings, not_nan, to_block, options))
         if not blocks.n_holdout:
             source = ratings.path if isinstance(ratings, Blocks) else ratings
@@ -178,35 +191,50 @@ def tune(
                 f"{source}: nothing is held out to compare candidates on; block the ratings with holdout=0.1 "
                 "(--holdout 0.1)"
             )
-        auto = reg_for(blocks.n_ratings, blocks.n_users + blocks.n_items)
+        normalisation = normalise(
+            blocks, parameters["loss"], parameters["bounds"], nonnegative=parameters["nonnegative"]
+        )
+        size = blocks.n_ratings, blocks.n_users + blocks.n_items
+        auto = reg_of({**parameters, "reg": "auto"}, normalisation, *size)[0]
         default_regs: list[Reg] = ["auto" if share == 1 else float(f"{share * auto:.3g}") for share in REG_FACTORS]
-        candidates = _candidates(ranks, default_regs if regs is None else regs, epochs, seed)
+        candidates = _candidates(ranks, default_regs if regs is None else regs, epochs, parameters)
         lock = stack.enter_context(locked_folder(blocks, checkpoint))
         # A checkpoint that nobody but this process will go on from is needed where it pauses.
-        where["checkpoint_every"] = max(epochs) if checkpoint is None and client is None else 1
-        halving = Halving(blocks, lock, candidates, seed, where)
+        every = max(epochs) if checkpoint is None and client is None else 1
+        halving = Halving(blocks, lock, candidates, parameters, place._replace(checkpoint_every=every))
         try:
             halving.run()
         except KeyboardInterrupt as interrupt:
-            kept = "" if checkpoint is None else f"; the same command goes on from {lock.folder}"
-            raise KeyboardInterrupt(f"{_so_far(halving)}{kept}") from interrupt
+            goes_on = "" if checkpoint is None else f"; the same command goes on from {lock.folder}"
+            raise KeyboardInterrupt(f"{_so_far(halving)}{goes_on}") from interrupt
         ranked = sorted(halving.candidates, key=lambda each: (not each.is_whole, each.error()))
-        place = halving.checkpoint(halving.candidates.index(ranked[0]))
-    return Tuning(tuple(ranked), auto, seed, None if checkpoint is None else place)
+        kept = halving.checkpoint(halving.candidates.index(ranked[0]))
+    fixed = {name: parameters[name] for name in FIXED if parameters[name] != _UNTUNED[name]}
+    return Tuning(tuple(ranked), auto, {**fixed, "seed": seed}, halving.measure, kept if checkpoint else None)
 
 
-def _candidates(ranks: Sequence[int], regs: Sequence[Reg], epochs: Sequence[int], seed: int) -> list[Settings]:
+def _fixed(options: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Take the hyperparameters out of some options, and return all of them, checked."""
+    given = {name: options.pop(name) for name in HYPERPARAMETERS if name in options}
+    if others := [name for name in given if name not in FIXED]:
+        raise ParameterError(f"{', '.join(others)}: not for tuning, which takes of hyperparameters {', '.join(FIXED)}")
+    return checked({**_UNTUNED, **given, "seed": seed})
+
+
+def _candidates(
+    ranks: Sequence[int], regs: Sequence[Reg], epochs: Sequence[int], parameters: dict[str, Any]
+) -> list[Settings]:
     """Return all combinations, after the defaults; the largest rank first: if it does not fit, that shows at once."""
     found = [DEFAULTS]
     for n_epochs, rank, reg in itertools.product(sorted(epochs), sorted(ranks, reverse=True), regs):
-        mf = MatrixFactorization(rank, reg=reg, epochs=n_epochs, seed=seed)
-        plain = checked(mf.hyperparameters)
+        plain = checked({**parameters, "rank": rank, "reg": reg, "epochs": n_epochs})
         found.append(Settings(*(plain[name] for name in Settings._fields)))
     return list(dict.fromkeys(found))
 
 
 def _so_far(halving: Halving) -> str:
     n_done = sum(each.is_whole for each in halving.candidates)
-    if halving.best is None or halving.best.holdout_rmse is None:
+    if halving.best is None or halving.best.holdout_error is None:
         return "no candidate is trained to the end"
-    return f"best of {n_done} so far is {halving.best.settings}: holdout RMSE {halving.best.holdout_rmse:.4f}"
+    best = halving.best
+    return f"best of {n_done} so far is {best.settings}: holdout {halving.measure} {best.holdout_error:.4f}"

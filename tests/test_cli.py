@@ -223,7 +223,7 @@ def test_demo__shows_what_it_does() -> None:
         (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
         (["recommend", "{folder}/none", "o"], "model.json is missing"),
         (["recommend", "{folder}/model", "o", "--exclude", "{folder}/none"], "manifest.json is missing"),
-        (["inspect", "{folder}"], "there are no blocks, no checkpoint and no model in it"),
+        (["inspect", "{folder}"], "there are no blocks, checkpoint, model or tuning in it"),
         (["inspect", "{folder}/none"], "it does not exist"),
     ],
 )

@@ -24,7 +24,7 @@ def test_fit__with_the_defaults_reaches_0_850_on_movielens_1m(seed: int) -> None
 
 def test_tune__beats_the_defaults_on_movielens_1m_and_says_so() -> None:
     tuning = tune(RATINGS)
-    assert tuning.best.holdout_rmse is not None
-    assert tuning.defaults.holdout_rmse is not None
-    assert tuning.best.holdout_rmse < tuning.defaults.holdout_rmse - 0.001
-    assert f"% less than the {tuning.defaults.holdout_rmse:.4f} of the defaults" in tuning.verdict()
+    assert tuning.best.holdout_error is not None
+    assert tuning.defaults.holdout_error is not None
+    assert tuning.best.holdout_error < tuning.defaults.holdout_error - 0.001
+    assert f"% less than the {tuning.defaults.holdout_error:.4f} of the defaults" in tuning.verdict()

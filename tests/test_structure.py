@@ -32,8 +32,8 @@ sides checkpoint normalisation
 model
 trainer folding warm parameters
 training
-factorization datasets
-halving
+preparing
+factorization datasets halving
 evaluate tuning describe options simulation footprint
 demo plan
 rates describe_plan

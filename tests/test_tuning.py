@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 from distributed import Client
 
 import distmf
-from distmf import MatrixFactorization, block_ratings, halving, tune
+from distmf import MatrixFactorization, block_ratings, tune
 from distmf.cli import main
 from distmf.errors import DivergedError, MemoryBudgetError, RatingsError, StoreError
+from distmf.trainer import Trainer
 from distmf.tuning import DEFAULTS, Tuning
 from tests.clusters import at_epoch, cluster, start, wait_for
 from tests.helpers import random_ratings, write
@@ -58,11 +59,11 @@ def kill() -> None:
 def test_tune__finds_the_planted_rank_and_a_reg_near_the_automatic_one(planted: distmf.Blocks) -> None:
     tuning = tune(planted, ranks=[1, 4], regs=[0.001, "auto", 1.0], epochs=[15])
     assert tuning.settings == {"rank": 4, "reg": "auto", "epochs": 15, "seed": 0}
-    assert tuning.best.holdout_rmse is not None
-    assert tuning.defaults.holdout_rmse is not None
-    assert 0.8 < tuning.best.holdout_rmse < 0.995 * tuning.defaults.holdout_rmse
-    share = 100 * (1 - tuning.best.holdout_rmse / tuning.defaults.holdout_rmse)
-    assert f"Best is rank 4, reg auto, 15 epochs: holdout RMSE {tuning.best.holdout_rmse:.4f}, {share:.2f} % less" in (
+    assert tuning.best.holdout_error is not None
+    assert tuning.defaults.holdout_error is not None
+    assert 0.8 < tuning.best.holdout_error < 0.995 * tuning.defaults.holdout_error
+    share = 100 * (1 - tuning.best.holdout_error / tuning.defaults.holdout_error)
+    assert f"Best is rank 4, reg auto, 15 epochs: holdout RMSE {tuning.best.holdout_error:.4f}, {share:.2f} % less" in (
         tuning.verdict()
     )
     assert len(tuning.candidates) == 7
@@ -75,10 +76,10 @@ def test_tune__tells_the_error_of_the_very_model_that_the_settings_give(blocks: 
     for each in tuning.candidates:
         if each.is_whole:
             history = MatrixFactorization(**each.settings._asdict(), seed=3).fit(blocks).history_
-            assert each.holdout_rmse == history.holdout_rmse  # though it paused half way
+            assert each.holdout_error == history.holdout_rmse  # though it paused half way
             assert each.done == len(history)
-    assert [each.holdout_rmse for each in tuning.candidates if each.is_whole] == sorted(
-        each.holdout_rmse for each in tuning.candidates if each.is_whole and each.holdout_rmse
+    assert [each.holdout_error for each in tuning.candidates if each.is_whole] == sorted(
+        each.holdout_error for each in tuning.candidates if each.is_whole and each.holdout_error
     )
 
 
@@ -98,7 +99,7 @@ def test_tune__says_so_if_the_defaults_are_best(planted: distmf.Blocks) -> None:
     tuning = tune(planted, ranks=[1], regs=[2.0], epochs=[4])
     assert tuning.best is tuning.defaults
     assert tuning.verdict() == (
-        f"The defaults, rank 64, reg auto, 15 epochs, are best: holdout RMSE {tuning.best.holdout_rmse:.4f}."
+        f"The defaults, rank 64, reg auto, 15 epochs, are best: holdout RMSE {tuning.best.holdout_error:.4f}."
     )
 
 
@@ -113,16 +114,17 @@ def test_tune__goes_on_after_it_was_killed_and_trains_nothing_twice(
 ) -> None:
     expected = found(tune(blocks, **FEW))
     trained: list[Any] = []
-    original = halving._Training.fit
+    original = Trainer.run
 
-    def fit(self: Any, *arguments: Any, **options: Any) -> Any:
-        trained.append((self.hyperparameters, self.until))
+    def run(self: Trainer) -> Any:
+        assert self.checkpoint is not None
+        trained.append((self.checkpoint.settings, self.rules.epochs))
         if len(trained) == n_trained:
             with at_epoch(2, kill):
-                return original(self, *arguments, **options)
-        return original(self, *arguments, **options)
+                return original(self)
+        return original(self)
 
-    monkeypatch.setattr(halving._Training, "fit", fit)
+    monkeypatch.setattr(Trainer, "run", run)
     with pytest.raises(Killed):
         tune(blocks, **FEW, checkpoint=tmp_path / "t")
     tuning = tune(blocks, **FEW, checkpoint=tmp_path / "t")
@@ -133,6 +135,27 @@ def test_tune__goes_on_after_it_was_killed_and_trains_nothing_twice(
     assert len(trained) == 14
 
 
+def test_tune__takes_other_losses(blocks: distmf.Blocks, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"ranks": [2, 12], "regs": None, "epochs": [4]}
+    fixed: dict[str, Any] = {"loss": "absolute", "bounds": (0.0, 6.0), "bias_reg": (0.02, 0.03)}
+    tuning = tune(blocks, **few, **fixed, checkpoint=tmp_path / "t")
+    assert tuning.measure == "MAE"
+    assert "holdout MAE" in str(tuning)
+    assert {name: tuning.settings[name] for name in fixed} == fixed
+    mf = MatrixFactorization(**tuning.settings).fit(blocks)
+    assert mf.history_.holdout_error == tuning.best.holdout_error
+    with pytest.raises(StoreError, match="is another tuning, with loss 'absolute' and not 'squared'"):
+        tune(blocks, **few, checkpoint=tmp_path / "t")
+    flags = "--rank", "2,12", "--epochs", "4", "--loss", "absolute", "--bounds", "0", "6", "--bias-reg", "0.02,0.03"
+    result = json.loads(run("tune", blocks.path, *flags, "--checkpoint", tmp_path / "t", "--json", "-q").stdout)
+    assert (result["measure"], result["holdout_error"]) == ("MAE", tuning.best.holdout_error)
+    assert "--loss absolute --bounds 0.0 6.0 --bias-reg 0.02,0.03" in result["command"]
+    inspected = json.loads(run("inspect", tmp_path / "t", "--json").stdout)
+    assert inspected["kind"] == "tuning"
+    assert inspected["holdout_error"] == tuning.best.holdout_error
+    assert inspected["candidates"] == len(tuning.candidates)
+
+
 def test_tune__keeps_the_checkpoint_of_the_best(blocks: distmf.Blocks, tmp_path: Path) -> None:
     tuning = tune(blocks, **FEW, checkpoint=tmp_path / "t")
     assert tuning.checkpoint is not None
@@ -140,7 +163,7 @@ def test_tune__keeps_the_checkpoint_of_the_best(blocks: distmf.Blocks, tmp_path:
     with at_epoch(1, kill) as done:  # no epoch is done again
         mf = MatrixFactorization(**tuning.settings).fit(blocks, checkpoint=tuning.checkpoint, resume=True)
     assert not done
-    assert mf.history_.holdout_rmse == tuning.best.holdout_rmse
+    assert mf.history_.holdout_rmse == tuning.best.holdout_error
 
 
 def test_tune__leaves_nothing_without_a_folder(blocks: distmf.Blocks) -> None:
@@ -164,14 +187,14 @@ def test_tune__of_raw_ratings_holds_a_tenth_out(blocks: distmf.Blocks, tmp_path:
 
 def diverge(monkeypatch: pytest.MonkeyPatch, *ranks: int) -> None:
     """Let trainings at these ranks diverge."""
-    original = halving._Training._train
+    original = Trainer.run
 
-    def train(self: Any, *arguments: Any) -> None:
-        if self.rank in ranks:
+    def run(self: Trainer) -> Any:
+        if self.training.rank in ranks:
             raise DivergedError("the cost grows")
-        original(self, *arguments)
+        return original(self)
 
-    monkeypatch.setattr(halving._Training, "_train", train)
+    monkeypatch.setattr(Trainer, "run", run)
 
 
 def test_tune__counts_candidates_that_diverge_as_the_worst(
@@ -181,7 +204,7 @@ def test_tune__counts_candidates_that_diverge_as_the_worst(
     tuning = tune(blocks, **FEW, checkpoint=tmp_path / "t")
     assert found(tune(blocks, **FEW, checkpoint=tmp_path / "t")) == found(tuning)
     last = tuning.candidates[-4:]
-    assert {(each.settings.rank, each.holdout_rmse, each.is_whole) for each in last} == {(12, None, False)}
+    assert {(each.settings.rank, each.holdout_error, each.is_whole) for each in last} == {(12, None, False)}
     assert str(tuning).count("diverged") == 4
     assert tuning.best.error() < math.inf
 
@@ -203,6 +226,10 @@ def test_tune__refuses_what_it_cannot_tune(blocks: distmf.Blocks, tmp_path: Path
         tune(blocks, ranks=[])
     with pytest.raises(ValueError, match="rank is 0; it can be from 1 to"):
         tune(blocks, ranks=[4, 0])
+    with pytest.raises(ValueError, match="posterior_samples: not for tuning, which takes of hyperparameters loss"):
+        tune(blocks, posterior_samples=3)
+    with pytest.raises(ValueError, match="loss is 'cubic'"):
+        tune(blocks, loss="cubic")
     with pytest.raises(ValueError, match="reg is -1"):
         tune(blocks, regs=[-1])
     with pytest.raises(ValueError, match="holdout can only be given with raw ratings"):
@@ -263,7 +290,7 @@ def test_command__prints_a_table_a_verdict_and_how_to_train(blocks: distmf.Block
     assert words[:4] == ["distmf", "train", blocks.path, "model"]
     trained = run(*words[1:3], tmp_path / "m", *words[4:], "--json", "-q")
     assert trained.exit_code == 0, trained.output
-    assert json.loads(trained.stdout)["holdout_rmse"] == tuning.best.holdout_rmse
+    assert json.loads(trained.stdout)["holdout_rmse"] == tuning.best.holdout_error
 
 
 def test_command__of_raw_ratings_trains_on_the_same_holdout(blocks: distmf.Blocks, tmp_path: Path) -> None:
@@ -272,7 +299,7 @@ def test_command__of_raw_ratings_trains_on_the_same_holdout(blocks: distmf.Block
     words = found["command"].split()
     assert words[-4:] == ["--holdout", "0.1", "--grid", "2x2"]
     trained = run(*words[1:3], tmp_path / "m", *words[4:], "--json", "-q")
-    assert json.loads(trained.stdout)["holdout_rmse"] == found["holdout_rmse"]
+    assert json.loads(trained.stdout)["holdout_rmse"] == found["holdout_error"]
 
 
 def test_command__prints_json(blocks: distmf.Blocks) -> None:
@@ -280,11 +307,11 @@ def test_command__prints_json(blocks: distmf.Blocks) -> None:
     assert result.stderr == ""
     found, tuning = json.loads(result.stdout), tune(blocks, **FEW)
     assert found["best"] == tuning.settings
-    assert found["holdout_rmse"] == tuning.best.holdout_rmse
-    assert found["defaults_holdout_rmse"] == tuning.defaults.holdout_rmse
+    assert found["holdout_error"] == tuning.best.holdout_error
+    assert found["defaults_holdout_error"] == tuning.defaults.holdout_error
     assert found["defaults_are_best"] == (tuning.best is tuning.defaults)
     assert found["auto_reg"] == tuning.auto_reg
-    assert [each["holdout_rmse"] for each in found["candidates"]] == [each.holdout_rmse for each in tuning.candidates]
+    assert [each["holdout_error"] for each in found["candidates"]] == [each.holdout_error for each in tuning.candidates]
     assert {each["rung"] for each in found["candidates"]} == {1, 2}
     assert found["seconds"] > 0
 
