@@ -41,7 +41,6 @@ BALANCING = 1 / 12  # of (E[q²] / E[p²]) in an epoch: a third of what would ba
 ROWS_OF_ZERO = 0.08  # of the rows: so many more, with factors of zero, are the prior of λ; it tells on ranks too high
 MOST_FREEDOM = 1e6  # of the prior of the precisions of rows: as good as no differences between them
 CAUTION = 10  # times ν for the precisions to train with: those as different as the errors are make predictions worse
-DAMPING = 0.25  # of the logarithms of precisions: those of both sides and τ act upon one another, and late
 FIRST_PRECISION = 10.0  # of the factors' priors, before there are factors to tell
 SIDES: tuple[Literal["user", "item"], ...] = "user", "item"
 
@@ -150,8 +149,8 @@ class LangevinRule(NamedTuple):
             [*(drawn((1 + ROWS_OF_ZERO) * n, x) for x in squares[:-3]), drawn(n, squares[-3])]
             for n, (squares, _) in zip(self.n_rated, spread.tolist(), strict=True)
         ]
-        energies = np.maximum(spread[:, 1, :-3] / self.n_ratings, np.finfo(np.float32).tiny).tolist()
-        errors = [*(spread[:, 1, -2] / self.n_ratings).tolist(), cost]
+        means = np.maximum(spread[:, 1] / self.n_ratings, np.finfo(np.float32).tiny)
+        energies, errors = means[:, :-3].tolist(), [*means[:, -2].tolist(), cost]
         freedoms = (2 / np.maximum(spread[:, 0, -1] / spread[:, 1, -1], 2 / MOST_FREEDOM)).tolist()
         return ChainState(state.epoch + 1, state.base, tau, precisions, energies, errors, freedoms)
 
@@ -217,16 +216,18 @@ def _learned_precisions(line: Line, state: ChainState, rule: LangevinRule, own: 
     that, n² · 2/ν, tells how different the noise of rows is.
     """
     count, squares = line.count.astype(np.float64), line.squares.astype(np.float64)
-    errors = np.array([line.precision @ squares, squares.sum()])
-    squares /= state.errors[own]
-    variety = np.array([(np.square(squares - count) - 2 * count).sum(), np.square(count).sum()])
-    if state.epoch >= rule.burn_in // 2:  # before, errors are of what is not learned yet
-        for column, freedom, power in (
-            (line.noise, state.freedoms[own], DAMPING),
-            (line.precision, CAUTION * state.freedoms[own], -DAMPING),
-        ):
-            column[:] = column ** (1 - DAMPING) * ((freedom + squares) / (freedom + count)) ** power
-    line.squares[:] = 0
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows makes the cost infinite, and that is seen
+        errors = np.array([(line.precision * squares).sum(), squares.sum()])
+        squares /= state.errors[own]
+        variety = np.array([(np.square(squares - count) - 2 * count).sum(), np.square(count).sum()])
+        if state.epoch >= rule.burn_in // 2:  # before, errors are of what is not learned yet
+            freedom, cautious = state.freedoms[own], CAUTION * state.freedoms[own]
+            for column, wanted in (
+                (line.noise, (freedom + squares) / (freedom + count)),
+                (line.precision, (cautious + count) / (cautious + squares)),
+            ):  # a quarter of the way, by logarithms: both sides and τ act upon one another, and late
+                column[:] = np.sqrt(np.sqrt(column * column * column * wanted))
+        line.squares[:] = 0
     return errors, variety
 
 
