@@ -31,6 +31,7 @@ from distmf.filesystem import explained
 from distmf.graph import Chain, State
 from distmf.history import Epoch, Stopped, best_on_holdout
 from distmf.lock import DriverLock, driver_lock
+from distmf.sizes import counted
 from distmf.store import TEMPORARY, Folder, Kind, free_folder, refuse_nested, temporary_folder
 from distmf.tasks import Cost
 
@@ -229,8 +230,8 @@ def open_checkpoint(folder: Folder, settings: dict[str, Any], *, resume: bool) -
             if not resume:
                 done = max((record["state"]["epoch"] for record in manifest["states"]), default=0)
                 raise StoreError(
-                    f"{folder} holds the checkpoint of a training that has done {done} epochs; go on from it with "
-                    "resume=True (--resume), or choose another folder or remove this one to start again"
+                    f"{folder} holds the checkpoint of a training that has done {counted(done, 'epoch')}; go on "
+                    "from it with resume=True (--resume), or choose another folder or remove this one to start again"
                 )
             _refuse_differences(folder, manifest["settings"], settings)
             records = manifest["states"]

@@ -46,6 +46,7 @@ from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
+from distmf.sizes import counted
 from distmf.store import Folder, free_folder, new_file, refuse_nested
 from distmf.tune_command import tune
 
@@ -205,7 +206,9 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             with contextlib.suppress(NotFittedError):  # before the first epoch there is nothing to tell
                 done, place = len(mf.history_), where.get("checkpoint")
                 if place:
-                    click.echo(f"distmf: {done} epochs are safe in {place}; go on from there with --resume", err=True)
+                    click.echo(
+                        f"distmf: {counted(done, 'epoch')} safe in {place}; go on from there with --resume", err=True
+                    )
             raise
         mf.save(model)
         history, diagnosis = mf.history_, mf.diagnose()
@@ -245,8 +248,9 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
         n_before = len(mf.user_ids_)
         refuse_nested(free_folder(out, MODEL))
         mf.fold_in(ratings_or_blocks, **given_options(given)).save(out)
-        found = {"n_users": len(mf.user_ids_), "n_new": len(mf.user_ids_) - n_before, "path": out}
-        report(found, f"{found['n_new']:,} users added; the model of {found['n_users']:,} users is saved in {out}")
+        n_users = len(mf.user_ids_)
+        added, saved = counted(n_users - n_before, "user"), f"the model of {counted(n_users, 'user')} is saved in {out}"
+        report({"n_users": n_users, "n_new": n_users - n_before, "path": out}, f"{added} added; {saved}")
 
 
 @main.command()

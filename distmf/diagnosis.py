@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from distmf.history import Epoch, History, best_on_holdout
+from distmf.sizes import counted
 
 RISE = 1.005  # of the training error from one epoch to the next, from which on it has risen: less is noise
 FALL = 0.002  # of the error per epoch, over the last few, with which it is still falling
@@ -96,7 +97,7 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
         return None
     seen = [f"the training error rose in epochs {_listed(rises)}"] if rises else []
     if history.rollbacks:
-        seen.append(f"{history.rollbacks} times an epoch was undone and done again with half the step")
+        seen.append(f"{counted(history.rollbacks, 'time')} an epoch was undone and done again with half the step")
     way_out = (
         "ratings of very different sizes are the likely reason" if adapts_step else 'take a smaller one, or "auto"'
     )
@@ -140,7 +141,9 @@ def _still_falling(history: History) -> Finding | None:
     if history.stopped not in ("epochs", "time"):
         return None
     if fall is None:
-        return Finding("still falling", f"{len(history)} epochs are too few to tell: give it at least {LEAST_EPOCHS}.")
+        return Finding(
+            "still falling", f"{counted(len(history), 'epoch')} cannot tell: give it at least {LEAST_EPOCHS}."
+        )
     if fall < FALL:
         return None
     if history.holdout_error is None:
@@ -192,10 +195,10 @@ def _at_the_noise(history: History) -> Finding | None:
 
 def _came_to_an_end(history: History) -> Finding:
     if history.stopped == "interrupted":
-        return Finding("interrupted", f"It was interrupted after {len(history)} epochs.")
+        return Finding("interrupted", f"It was interrupted after {counted(len(history), 'epoch')}.")
     fall = _fall(_errors(history))
     by = "" if fall is None else f", and falls by no more than {100 * max(fall, 0):.2g} % per epoch"
-    return Finding("converged", f"It has converged: the error came to rest in {len(history)} epochs{by}.")
+    return Finding("converged", f"It has converged: the error came to rest in {counted(len(history), 'epoch')}{by}.")
 
 
 def _baselines(history: History) -> str:

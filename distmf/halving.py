@@ -22,6 +22,7 @@ from distmf.errors import DivergedError, StoreError
 from distmf.lock import DriverLock, driver_lock
 from distmf.losses import LOSSES
 from distmf.preparing import Place, open_trainer
+from distmf.sizes import counted
 from distmf.store import Folder, Kind, free_folder, refuse_nested, temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
     epochs: int
 
     def __str__(self) -> str:
-        return f"rank {self.rank}, reg {self.reg}, {self.epochs} epochs"
+        return f"rank {self.rank}, reg {self.reg}, {counted(self.epochs, 'epoch')}"
 
 
 class Result(NamedTuple):

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
+from distmf.sizes import counted
+
 Stopped = Literal["converged", "target", "early", "time", "epochs", "interrupted"]
 
 
@@ -134,7 +136,7 @@ class History(Sequence[Epoch]):
             if self.best_epoch is None
             else [f"the model is that of epoch {self.best_epoch}, the best on the holdout"]
         )
-        return "; ".join([f"stopped after {len(self)} epochs: {reasons[self.stopped]}", *best, *found])
+        return "; ".join([f"stopped after {counted(len(self), 'epoch')}: {reasons[self.stopped]}", *best, *found])
 
     def to_json(self) -> dict[str, Any]:
         """Return what does not depend on the clock, for a JSON file."""

@@ -11,6 +11,17 @@ _UNITS = {"": 1, "b": 1} | {
 _BITS = {f"{prefix}bit": 1000**power / 8 for power, prefix in enumerate(("", "k", "m", "g", "t"))}
 
 
+def counted(n: int, what: str) -> str:
+    """Return so many of something in words.
+
+    Examples
+    --------
+    >>> counted(1, "epoch"), counted(2000, "epoch")
+    ('1 epoch', '2,000 epochs')
+    """
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def parse_bytes(size: int | str) -> int:
     """Return a number of bytes, given as an integer or as text such as ``"1 GiB"``, ``"500MB"`` or ``"2g"``.
 

@@ -74,7 +74,7 @@ def test_scheduler__that_is_lost_loses_nothing(
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "the connection to the scheduler is lost" in errors, errors
-        assert f"epochs are safe in {tmp_path / 'c'}; go on from there with --resume" in errors
+        assert f"epochs safe in {tmp_path / 'c'}; go on from there with --resume" in errors
         assert "Traceback" not in errors
     process = start(*command, "--resume", "--threads", "2")
     assert "going on after epoch" in process.communicate(timeout=60)[1]
