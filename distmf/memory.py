@@ -359,8 +359,8 @@ def training_bytes(sizes: Sizes, threads: int, limit: int, *, rows_on_disk: bool
             (sizes.states + sizes.samples) * side for side in (users, items)
         )  # the last also of ended chains
         model = (max(1, sizes.samples) * line + in_model) * sizes.n_ids
-        if sizes.samples:  # chains side by side in one block, that block in order, and idle buffers
-            model += 2 * gathered * max(sizes.row_lines, sizes.col_lines)
+        if sizes.samples:  # chains side by side in two blocks, of which one is given back late, one in order, buffers
+            model += 3 * gathered * max(sizes.row_lines, sizes.col_lines)
             model += int(IDLE_SHARE * sizes.samples * line * sizes.n_ids)
     model += ID_BYTES * max(sizes.n_users, sizes.n_items) + ID_STRINGS * sizes.string_bytes
     if sizes.start:

@@ -141,6 +141,8 @@ def test_blocking__stays_under_the_plan(
         (64, "32x4", "300 MiB", True, 0),
         (128, "32x4", "380 MiB", True, 0),
         (64, "32x4", "500 MiB", True, 3),
+        (64, "4x4", "3 GiB", False, 3),
+        (32, "8x4", "3 GiB", False, 6),
     ],
 )
 def test_training__stays_under_the_plan(
