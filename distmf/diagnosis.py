@@ -22,10 +22,14 @@ BIASES = 1.01  # times the error with biases only, above which a model has not c
 NO_SIGNAL = 0.99  # of the error with biases only; a model that is no better has found next to nothing
 AT_NOISE = 1.05  # times the noise of ratings that repeat a pair, up to which an error is as low as it can be
 MOST_EPOCHS = 10  # times those that were done, that are ever advised
+LONGER_LINE = 2  # times those that were done, that are advised where steps go to zero with the last
+SMALL_STEP = 0.005  # η at first, below which a model that does no better than biases says nothing of the ratings
+SHORT_CHAIN = 100  # epochs of a chain of draws, below which it has hardly come to where it draws from
 
 Code = Literal[
     "interrupted",
     "converged",
+    "on target",
     "still falling",
     "overfitting",
     "step too large",
@@ -65,7 +69,7 @@ class Diagnosis(NamedTuple):
         return "\n".join([*(finding.text for finding in self.findings), self.baselines])
 
 
-def diagnose(history: History, *, adapts_step: bool, draws: bool) -> Diagnosis:
+def diagnose(history: History, *, adapts_step: bool, chain: int = 0) -> Diagnosis:
     """Return what a history says.
 
     Parameters
@@ -74,17 +78,29 @@ def diagnose(history: History, *, adapts_step: bool, draws: bool) -> Diagnosis:
         Of a training.
     adapts_step : bool
         Whether the step size was "auto".
-    draws : bool
-        Whether the posterior was drawn from: then errors go up and down, and only the end says something.
+    chain : int
+        Epochs of a chain, if the posterior was drawn from: then errors go up and down, and only the end says something.
     """
-    found = [_no_signal(history) or _at_the_noise(history)]
-    if not draws:
-        found = [_step_too_large(history, adapts_step), _overfitting(history), _step_too_small(history), *found]
-        if not any(found[:3]) and (found[3] is None or found[3].code != "no signal"):
-            found.append(_still_falling(history))
-    if not any(found):
-        found.append(_came_to_an_end(history))
-    return Diagnosis(tuple(finding for finding in found if finding), _baselines(history))
+    if chain:
+        found = _of_draws(history, chain)
+    else:
+        found = [_step_too_large(history, adapts_step) or _step_too_small(history, adapts_step) or _no_signal(history)]
+        if not any(found):
+            found = [_overfitting(history), _at_the_noise(history)]
+        if not any(found):
+            found = [_still_falling(history, adapts_step)]
+    findings = [finding for finding in found if finding] or [_came_to_an_end(history)]
+    return Diagnosis(tuple(findings), _baselines(history))
+
+
+def _of_draws(history: History, chain: int) -> list[Finding | None]:
+    """Return what the history of chains of so many epochs says."""
+    short = min(chain, len(history))
+    if short < SHORT_CHAIN or history.stopped == "time":
+        ended = f"the time was over after {counted(len(history), 'epoch')} of chains of {chain}"
+        why = ended if history.stopped == "time" else f"chains of {counted(chain, 'epoch')} are short"
+        return [Finding("still falling", f"It can get better: {why}; 200 epochs each are the default.")]
+    return [_no_signal(history) or _at_the_noise(history)]
 
 
 def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
@@ -99,7 +115,9 @@ def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
     if history.rollbacks:
         seen.append(f"{counted(history.rollbacks, 'time')} an epoch was undone and done again with half the step")
     way_out = (
-        "ratings of very different sizes are the likely reason" if adapts_step else 'take a smaller one, or "auto"'
+        "ratings of very different sizes, or a reg or bias_reg far above 1, are the likely reason"
+        if adapts_step
+        else 'take a smaller one, or "auto"'
     )
     return Finding("step too large", f"The step size was too large: {', and '.join(seen)}; {way_out}.")
 
@@ -120,22 +138,24 @@ def _overfitting(history: History) -> Finding | None:
     )
 
 
-def _step_too_small(history: History) -> Finding | None:
+def _step_too_small(history: History, adapts_step: bool) -> Finding | None:
     baselines, fall = history.baselines, _fall(_errors(history))
-    if baselines is None or fall is None or history.stopped not in ("epochs", "time"):
+    if baselines is None or fall is None or history.stopped not in ("epochs", "time", "converged"):
         return None
     # At rest, even without factors, it would come as far as biases alone.
-    if fall < COMES_TO_REST or history[-1].train_error < BIASES * baselines.bias_train:
+    error, is_small = history[-1].train_error, not adapts_step and history[0].step_size < SMALL_STEP
+    is_behind = error >= BIASES * baselines.bias_train and (fall >= COMES_TO_REST or not adapts_step)
+    if not is_behind and not (is_small and error >= NO_SIGNAL * baselines.bias_train):
         return None
     return Finding(
         "step too small",
-        f"The step size was too small: after {len(history)} epochs the error is {history[-1].train_error:.4f}, more "
-        f"than with biases only ({baselines.bias_train:.4f}), and falls by {100 * fall:.2g} % per epoch. "
+        f"The step size was too small: after {counted(len(history), 'epoch')} the error is {error:.4f}, and "
+        f"{baselines.bias_train:.4f} with biases only, and falls by {100 * max(fall, 0):.2g} % per epoch. "
         'Take a larger one, or "auto"; or many more epochs.',
     )
 
 
-def _still_falling(history: History) -> Finding | None:
+def _still_falling(history: History, adapts_step: bool) -> Finding | None:
     errors = _errors(history)
     fall = _fall(errors)
     if history.stopped not in ("epochs", "time"):
@@ -155,24 +175,31 @@ def _still_falling(history: History) -> Finding | None:
     before = _fall(errors[:-LAST]) or 2 * fall
     ratio = min(0.99, max(0.5, (fall / before) ** (1 / LAST) if before > 0 else 0.5))
     more = math.ceil(math.log(COMES_TO_REST / fall) / math.log(ratio))
-    n_epochs = min(len(history) + max(1, more), MOST_EPOCHS * len(history))
+    at_most = LONGER_LINE if adapts_step else MOST_EPOCHS
+    n_epochs = min(len(history) + max(1, more), at_most * len(history))
     return Finding(
         "still falling",
-        f"It is still getting better, by {100 * fall:.2g} % per epoch: give it about {_rounded(n_epochs)} epochs.",
+        f"It is still getting better, by {100 * fall:.2g} % per epoch: try about {_rounded(n_epochs)} epochs.",
     )
 
 
 def _no_signal(history: History) -> Finding | None:
-    baselines, errors = history.baselines, (history.train_error, history.holdout_error)
-    if baselines is None:
+    if history.baselines is None or _fall(_errors(history)) is None:
         return None
-    error, bias = (errors[1], baselines.bias_holdout) if errors[1] is not None else (errors[0], baselines.bias_train)
-    if error is None or bias is None or error < NO_SIGNAL * bias:
+    (mean, bias), error = _simpler(history)
+    best = best_on_holdout(history)  # an epoch that was better tells of a signal, and of what came after it
+    least = error if best is None or best.holdout_error is None else min(error or math.inf, best.holdout_error)
+    if error is None or least is None or least < NO_SIGNAL * min(mean, bias):
         return None
+    if mean < NO_SIGNAL * bias:
+        simpler, beyond = f"{mean:.4f} with the mean only. The mean alone", "the mean"
+    else:
+        simpler, beyond = f"{bias:.4f} with biases only. A model of biases", "the biases"
+    outliers = "" if history.measure == "RMSE" else ", or a few outliers make up most of the error"
     return Finding(
         "no signal",
-        f"There is almost nothing in the ratings beyond the biases: the error is {error:.4f}, and {bias:.4f} with "
-        "biases only. A model of biases does as well, unless the step was too small or reg is too large.",
+        f"There is almost nothing in the ratings beyond {beyond}: the error is {error:.4f}, and {simpler} does as "
+        f"well, unless reg is too large{outliers}.",
     )
 
 
@@ -196,6 +223,8 @@ def _at_the_noise(history: History) -> Finding | None:
 def _came_to_an_end(history: History) -> Finding:
     if history.stopped == "interrupted":
         return Finding("interrupted", f"It was interrupted after {counted(len(history), 'epoch')}.")
+    if history.stopped == "target":
+        return Finding("on target", f"It reached the target cost in {counted(len(history), 'epoch')}.")
     fall = _fall(_errors(history))
     by = "" if fall is None else f", and falls by no more than {100 * max(fall, 0):.2g} % per epoch"
     return Finding("converged", f"It has converged: the error came to rest in {counted(len(history), 'epoch')}{by}.")
@@ -204,14 +233,22 @@ def _came_to_an_end(history: History) -> Finding:
 def _baselines(history: History) -> str:
     if history.baselines is None:
         return "Simpler models were not tried."
-    train, holdout = history.baselines[::2], history.baselines[1::2]
-    kind, errors = ("the holdout", holdout) if history.holdout_error is not None else ("the ratings trained on", train)
-    error = history.holdout_error if history.holdout_error is not None else history.train_error
+    kind = "the holdout" if history.holdout_error is not None else "the ratings trained on"
+    errors, error = _simpler(history)
     own = "" if error is None else f", and {error:.4f} with this model"
     return (
         f"On {kind} the {history.measure} is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}"
         f"{_noise(history)}."
     )
+
+
+def _simpler(history: History) -> tuple[tuple[float, float], float | None]:
+    """Return the errors of the mean only and of biases only, and that of the model, on the holdout if there is one."""
+    assert history.baselines is not None
+    mean_train, mean_holdout, bias_train, bias_holdout = history.baselines
+    if history.holdout_error is None or mean_holdout is None or bias_holdout is None:
+        return (mean_train, bias_train), history.train_error
+    return (mean_holdout, bias_holdout), history.holdout_error
 
 
 def _noise(history: History) -> str:

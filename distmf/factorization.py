@@ -76,7 +76,8 @@ class MatrixFactorization:
         this.
     patience : int
         Where there is a holdout, stop when its error has not got better for so many epochs, and take the model of the
-        best epoch; 0 does all epochs and takes the model of the last.
+        best epoch, trained for as many more with steps that go to zero if that makes it better; 0 does all epochs and
+        takes the model of the last.
     max_seconds : float, optional
         Stop after so many seconds of training.
     posterior_samples : int
@@ -266,6 +267,7 @@ class MatrixFactorization:
                     *exact,
                     rollbacks=progress.rollbacks,
                     best_epoch=trainer.best_epoch,
+                    cooled=trainer.cooled,
                     baselines=trainer.baselines,
                     noise=training.blocks.settings["noise"],
                     measure=training.hyper.objective.details.measure,
@@ -414,7 +416,8 @@ class MatrixFactorization:
         NotFittedError
             Before training.
         """
-        return diagnose(self.history_, adapts_step=self.step_size == "auto", draws=self.posterior_samples > 0)
+        chain = self.epochs if self.posterior_samples else 0
+        return diagnose(self.history_, adapts_step=self.step_size == "auto", chain=chain)
 
     @overload
     def predict(

@@ -74,6 +74,8 @@ class History(Sequence[Epoch]):
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
     best_epoch : int or None
         The epoch that the model is of, if it is not that of the last: the best on the holdout.
+    cooled : int
+        Epochs that were trained after `best_epoch`, with steps that go to zero, because that made the model better.
     baselines : Baselines or None
         Errors of simpler models on the same ratings.
     noise : float or None
@@ -91,6 +93,7 @@ class History(Sequence[Epoch]):
     holdout_error: float | None = None
     rollbacks: int = 0
     best_epoch: int | None = None
+    cooled: int = 0
     baselines: Baselines | None = None
     noise: float | None = None
     measure: str = "RMSE"
@@ -131,11 +134,10 @@ class History(Sequence[Epoch]):
         }
         errors = {"train": self.train_error, "holdout": self.holdout_error}
         found = [f"{name} {self.measure} {error:.4f}" for name, error in errors.items() if error is not None]
-        best = (
-            []
-            if self.best_epoch is None
-            else [f"the model is that of epoch {self.best_epoch}, the best on the holdout"]
-        )
+        best = []
+        if self.best_epoch is not None:
+            cooled = f", and {counted(self.cooled, 'epoch')} with steps to zero" if self.cooled else ""
+            best = [f"the model is that of epoch {self.best_epoch}, the best on the holdout{cooled}"]
         return "; ".join([f"stopped after {counted(len(self), 'epoch')}: {reasons[self.stopped]}", *best, *found])
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +148,7 @@ class History(Sequence[Epoch]):
             "holdout_error": self.holdout_error,
             "rollbacks": self.rollbacks,
             "best_epoch": self.best_epoch,
+            "cooled": self.cooled,
             "baselines": self.baselines and self.baselines._asdict(),
             "noise": self.noise,
             "measure": self.measure,

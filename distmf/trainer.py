@@ -131,6 +131,7 @@ class Trainer:
     progress: Progress = field(init=False)
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
+    cooled: int = field(init=False, default=0)
     baselines: Baselines | None = field(init=False, default=None)
     _cost_of_mean: float = field(init=False, default=1.0)
 
@@ -206,14 +207,24 @@ class Trainer:
     def _with_best_epoch(self, cost: Cost) -> Cost:
         """Take the epoch that was best on the holdout for the result, if early stopping is asked for; return its cost.
 
-        The checkpoint stays as it is: a training that goes on goes on from the last epoch.
+        Where steps go to zero, the best epoch of a long line still had large ones: a few epochs more, on a line that
+        ends there, make its model better, or are dropped. The checkpoint stays as it is: a training that goes on goes
+        on from the last epoch.
         """
-        best, anchor = self.progress.best_epoch, self.progress.anchor
+        best, anchor, rule = self.progress.best_epoch, self.progress.anchor, self.training.rule
         if not self.rules.patience or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
             return cost
         state = self._later_state(self.training, anchor, best - anchor.epoch) if anchor.epoch < best else anchor
+        cost = self._measure(self.training, state)
+        if isinstance(rule, StepRule) and rule.epochs is not None:
+            n_epochs = self.rules.patience
+            cooling = self.training._replace(rule=rule._replace(epochs=best + n_epochs))
+            cooled = self._later_state(cooling, state._replace(cost=None), n_epochs)  # wherever it was taken up
+            cost_of_cooled = self._measure(self.training, cooled)
+            if cost_of_cooled.holdout < cost.holdout:
+                state, cost, self.cooled = cooled, cost_of_cooled, n_epochs
         self.best_epoch, self.progress = best, self.progress._replace(state=state)
-        return self._measure(self.training, state)
+        return cost
 
     def error(self, cost: float) -> float | None:
         """Return a cost as it is reported; None for the cost of no ratings."""

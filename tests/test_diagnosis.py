@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,8 +69,9 @@ def test_diagnose__says_that_the_step_was_too_large_with_the_evidence(signal: Bl
 
 
 def test_diagnose__says_that_the_step_was_too_small(signal: Blocks) -> None:
-    found = MatrixFactorization(4, step_size=3e-4, epochs=8, patience=0).fit(signal).diagnose()
-    assert found.codes[0] == "step too small"
+    for step_size in (1e-5, 3e-4, 1e-3):
+        found = MatrixFactorization(4, step_size=step_size, epochs=8, patience=0).fit(signal).diagnose()
+        assert found.codes == ["step too small"]
 
 
 def test_diagnose__says_that_there_is_nothing_beyond_the_biases(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_diagnose__says_that_the_error_is_down_to_the_noise_in_duplicates(tmp_pa
     mf = MatrixFactorization(1, reg=0.02, epochs=40).fit(blocks)
     assert "at the noise" in mf.diagnose().codes
     assert "as low as it can be: ratings that repeat a pair differ by" in str(mf.diagnose())
-    alone = diagnose(replace(history([0.9, 0.5, 0.3]), noise=0.6), adapts_step=True, draws=False)
+    alone = diagnose(replace(history([0.9, 0.5, 0.3]), noise=0.6), adapts_step=True)
     assert "It fits noise" in str(alone)
 
 
@@ -97,7 +99,12 @@ def test_noise__is_not_told_by_means_or_a_few(signal: Blocks, tmp_path: Path) ->
 
 
 def test_diagnose__of_draws_from_the_posterior(signal: Blocks) -> None:
-    assert MatrixFactorization(4, posterior_samples=2, epochs=30).fit(signal).diagnose().codes == ["converged"]
+    assert MatrixFactorization(4, posterior_samples=1, epochs=100).fit(signal).diagnose().codes == ["converged"]
+    short = MatrixFactorization(4, posterior_samples=2, epochs=30).fit(signal).diagnose()
+    assert short.codes == ["still falling"]
+    assert "chains of 30 epochs are short" in str(short)
+    late = MatrixFactorization(4, posterior_samples=2, max_seconds=0.0).fit(signal).diagnose()
+    assert "the time was over after 1 epoch of chains of 200" in str(late)
 
 
 def test_baselines__are_the_errors_of_the_mean_and_of_the_best_biases(signal: Blocks) -> None:
@@ -115,26 +122,73 @@ def history(errors: list[float], holdouts: list[float] | None = None, stopped: s
 
 
 def test_diagnose__names_the_epochs_in_which_the_error_rose() -> None:
-    found = diagnose(history([0.9, 0.8, 0.82, 0.7, 0.72, 0.6]), adapts_step=False, draws=False)
+    found = diagnose(history([0.9, 0.8, 0.82, 0.7, 0.72, 0.6]), adapts_step=False)
     assert found.codes[0] == "step too large"
     assert "rose in epochs 3, 5" in str(found)
 
 
 def test_diagnose__without_a_holdout_says_what_it_cannot_know() -> None:
     errors = [0.9 * 0.97**n for n in range(20)]
-    alone, held_out = (diagnose(history(errors, more), adapts_step=True, draws=False) for more in (None, errors))
+    alone, held_out = (diagnose(history(errors, more), adapts_step=True) for more in (None, errors))
     assert alone.codes == held_out.codes == ["still falling"]
     assert "only ratings that are held out can tell" in str(alone)
-    assert "give it about" in str(held_out)
+    assert "try about 40 epochs" in str(held_out)
 
 
 def test_diagnose__of_few_epochs_says_that_they_are_too_few() -> None:
-    found = diagnose(history([0.9, 0.7], [0.95, 0.8]), adapts_step=True, draws=False)
+    found = diagnose(history([0.9, 0.7], [0.95, 0.8]), adapts_step=True)
     assert found.codes == ["still falling"]
     assert "2 epochs cannot tell" in str(found)
+
+
+FALLS = 0.9, 0.8, 0.7, 0.65, 0.62, 0.6  # of errors that come to rest from then on
+
+
+def at_rest(share: float, n: int = 8) -> list[float]:
+    """Return errors that fall by a share per epoch at last."""
+    return [*FALLS, *(FALLS[-1] * (1 - share) ** k for k in range(1, n))]
+
+
+@pytest.mark.parametrize(
+    ("errors", "holdouts", "options", "code"),
+    [
+        (at_rest(0.0025), at_rest(0.0025), {}, "still falling"),
+        (at_rest(0.0015), at_rest(0.0015), {}, "converged"),
+        (at_rest(0.0), [*at_rest(0.0, 7), 0.6 * 1.003], {}, "overfitting"),
+        (at_rest(0.0), [*at_rest(0.0, 7), 0.6 * 1.001], {}, "converged"),
+        (at_rest(0.0), [0.942] * 13, {}, "no signal"),  # 0.95 with biases only
+        (at_rest(0.0), [0.939] * 13, {}, "converged"),
+        ([0.99 - 0.001 * n for n in range(13)], None, {}, "step too small"),
+        ([0.985] * 13, None, {}, "no signal"),
+        ([0.985] * 13, None, {"adapts_step": False}, "step too small"),
+        ([0.9, 0.7, 0.5, 0.504, 0.5, 0.504, 0.5, 0.5, 0.5, 0.5], None, {"adapts_step": False}, "step too large"),
+        ([0.9, 0.7, 0.5, 0.502, 0.5, 0.502, 0.5, 0.5, 0.5, 0.5], None, {"adapts_step": False}, "converged"),
+        (at_rest(0.0), [0.6] * 13, {"noise": 0.58}, "at the noise"),
+        (at_rest(0.0), [0.6] * 13, {"noise": 0.56}, "converged"),
+        (at_rest(0.01), at_rest(0.01), {"stopped": "time"}, "still falling"),
+        (at_rest(0.01), at_rest(0.01), {"stopped": "target"}, "on target"),
+        (at_rest(0.01), at_rest(0.01), {"stopped": "interrupted"}, "interrupted"),
+        ([*at_rest(0.0)] * 8, None, {"chain": 100}, "converged"),
+        ([*at_rest(0.0)] * 8, None, {"chain": 99}, "still falling"),
+    ],
+)
+def test_rules__have_their_thresholds(
+    errors: list[float], holdouts: list[float] | None, options: dict[str, Any], code: str
+) -> None:
+    """On either side of each."""
+    rules = {"adapts_step": True, **options}
+    seen = replace(history(errors, holdouts, rules.pop("stopped", "epochs")), noise=rules.pop("noise", None))
+    assert diagnose(seen, **rules).codes == [code]
+
+
+def test_no_signal__names_the_mean_where_it_is_better_than_biases() -> None:
+    noise = replace(history([0.9] * 12, [1.03] * 12), baselines=Baselines(1.0, 1.0, 0.95, 1.02))
+    assert "beyond the mean: the error is 1.0300, and 1.0000 with the mean only" in str(
+        diagnose(noise, adapts_step=True)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_diagnose__takes_histories_of_hardly_any_epochs(n: int) -> None:
     for stopped in ("epochs", "interrupted", "target", "time"):
-        assert diagnose(history([0.9, 0.8, 0.7, 0.6][:n], stopped=stopped), adapts_step=True, draws=False).findings
+        assert diagnose(history([0.9, 0.8, 0.7, 0.6][:n], stopped=stopped), adapts_step=True).findings

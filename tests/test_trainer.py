@@ -274,6 +274,20 @@ def test_fit__keeps_the_best_epoch_also_at_the_last_one(overfitting: Blocks) -> 
     assert mf.history_.holdout_rmse < last.history_.holdout_rmse
 
 
+def test_fit__allowed_more_epochs_is_hardly_worse(overfitting: Blocks) -> None:
+    """The best epoch of a long line has large steps; a few more, with steps that go to zero, make up for it."""
+    errors = {}
+    for epochs in (15, 60):
+        history = MatrixFactorization(8, reg=0.02, epochs=epochs).fit(overfitting).history_
+        errors[epochs] = history.holdout_rmse
+    assert history.stopped == "early"
+    assert history.cooled == 5
+    assert "and 5 epochs with steps to zero" in history.summary()
+    best = min(epoch.holdout_error or math.inf for epoch in history)
+    assert errors[60] < 0.995 * best
+    assert errors[60] < 1.005 * errors[15]
+
+
 def test_fit__stops_when_the_time_is_over(overfitting: Blocks, tmp_path: Path) -> None:
     mf = MatrixFactorization(8, epochs=4, max_seconds=0.0)
     options = {"checkpoint": tmp_path / "c", "resume": True}
