@@ -4,12 +4,17 @@ With the items fixed, the best p_u and b_u of a user solve, for z = (q_i, 1) and
 
     (Σ w z zᵀ + Λ) (p_u, b_u) = Σ w y z
 
-where Λ is that of training: λ σ on the factors and λ_b on the bias, for each rating. For draws from the posterior,
-every chain has a solution of its own, with its prior and the precision of the noise; and what is drawn is drawn from
-the normal distribution of that mean and precision. Each rating counts the less, the noisier those of its item are.
+where Λ is that of training, λ σ on the factors and λ_b on the bias, for each of the n ratings; and, as few ratings say
+little, that of a prior, the squared error of training over the mean squares of the factors and biases of all users.
+That counts 1/(1 + n/5) times: users of many ratings differ more than these mean squares tell.
+
+For draws from the posterior, every chain has a solution of its own, with its prior and the precision of the noise; and
+what is drawn is drawn from the normal distribution of that mean and precision. Each rating counts the less, the noisier
+those of its item are.
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +29,7 @@ from distmf.model import Model
 from distmf.progress import Progress
 from distmf.sides import Float32, Side
 
+FEW = 5  # ratings of a user, with which the prior counts half
 JITTER = 1e-9  # of the diagonal: without any λ, users of few ratings have many solutions
 
 logger = logging.getLogger(__name__)
@@ -43,20 +49,23 @@ class Regressor:
         b_i.
     each, once : float64, shape (rank + 1,)
         The diagonal of Λ: for each rating, and once for a user.
+    few : float
+        Ratings with which what counts once counts half.
     """
 
     items: Floats
     biases: Floats
     each: Floats
     once: Floats
+    few: float = math.inf
 
     @classmethod
-    def of(cls, factors: Any, biases: Any, each: Any, once: Any) -> "Regressor":
+    def of(cls, factors: Any, biases: Any, each: Any, once: Any, few: float = math.inf) -> "Regressor":
         """Return the items with those factors and biases."""
         items = np.ones((len(biases), factors.shape[1] + 1))
         items[:, :-1] = factors
         diagonal = np.zeros(items.shape[1])
-        return cls(items, np.asarray(biases, dtype=np.float64), diagonal + each, diagonal + once)
+        return cls(items, np.asarray(biases, dtype=np.float64), diagonal + each, diagonal + once, few)
 
     def system(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> tuple[Floats, Floats]:
         """Return the matrix and the right side for one user, whose ratings are less their mean."""
@@ -64,7 +73,7 @@ class Regressor:
         weighted = z * weights[:, None]
         matrix = z.T @ weighted
         diagonal = np.diag_indices_from(matrix)
-        matrix[diagonal] += self.each * weights.sum() + self.once
+        matrix[diagonal] += self.each * weights.sum() + self.once / (1 + weights.sum() / self.few)
         matrix[diagonal] += JITTER * matrix[diagonal] + np.finfo(np.float64).tiny
         return matrix, weighted.T @ (ratings - self.biases[cols])
 
@@ -145,13 +154,22 @@ class _Ridge(_Solver):
     def __init__(self, model: Model, reg: float, bias_reg: float) -> None:
         super().__init__()
         each = [*[reg * model.normalisation.scale] * model.items.factors.shape[1], bias_reg]
-        self._items = Regressor.of(model.items.factors, model.items.biases, each, 0.0)
+        users, is_known = model.users, model.users.counts > 0
+        rows = np.column_stack([users.factors[is_known], users.biases[is_known]]).astype(np.float64)
+        once = _noise(model) / np.maximum(np.square(rows).mean(axis=0), np.finfo(np.float32).tiny)
+        self._items = Regressor.of(model.items.factors, model.items.biases, each, once, FEW)
 
     def add(self, cols: npt.NDArray[np.int64], ratings: Floats, weights: Floats) -> None:
         found = np.linalg.solve(*self._items.system(cols, ratings, weights))
         self.factors.append(found[:-1])
         self.biases.append(float(found[-1]))
         self.counts.append(len(cols))
+
+
+def _noise(model: Model) -> float:
+    """Return the mean squared error of training."""
+    error = model.history.train_error
+    return float(np.square(error if error is not None else model.history[-1].train_error))
 
 
 class _Draws(_Solver):

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import distmf
@@ -80,7 +81,10 @@ def test_fold_in__solves_the_regression(parts: Parts, tmp_path: Path) -> None:
     at = np.searchsorted(mf.item_ids_, [3, 1, 4])
     Q = np.column_stack([mf.item_factors_[at], np.ones(3)]).astype(np.float64)
     errors = np.array([1.0, -1.0, 2.0]) - mf.global_bias_ - mf.item_biases_[at]
-    expected = np.linalg.solve(Q.T @ Q + 3 * np.diag([0.03 * scale] * RANK + [0.05]), Q.T @ errors)
+    trained = np.column_stack([mf.user_factors_[1:], mf.user_biases_[1:]]).astype(np.float64)
+    assert mf.history_.train_rmse is not None
+    prior = mf.history_.train_rmse**2 / np.square(trained).mean(axis=0) / (1 + 3 / 5)
+    expected = np.linalg.solve(Q.T @ Q + 3 * np.diag([0.03 * scale] * RANK + [0.05]) + np.diag(prior), Q.T @ errors)
     assert mf.user_ids_[0] == 7
     np.testing.assert_allclose(mf.user_factors_[0], expected[:-1], rtol=1e-4)
     assert mf.user_biases_[0] == pytest.approx(expected[-1], rel=1e-4)
@@ -88,7 +92,9 @@ def test_fold_in__solves_the_regression(parts: Parts, tmp_path: Path) -> None:
 
 
 def test_fold_in__of_weights_is_that_of_repeated_ratings(parts: Parts, tmp_path: Path) -> None:
+    others = {"user_id": [9] * 6, "item_id": [*range(6)], "rating": [1.0] * 6, "w": [0.5] * 6}  # so that the mean is 1
     once = {"user_id": [7, 7, 8], "item_id": [3, 1, 5], "rating": [1.0, -1.0, 2.0], "w": [2.0, 1.0, 3.0]}
+    once = {name: [*once[name], *others[name]] for name in once}
     twice = {"user_id": [7, 7, 7, 8, 8, 8], "item_id": [3, 3, 1, 5, 5, 5], "rating": [1.0, 1.0, -1.0, 2.0, 2.0, 2.0]}
     first = MatrixFactorization(RANK, epochs=5).fit(parts.old)
     first.save(tmp_path / "m")
@@ -96,6 +102,16 @@ def test_fold_in__of_weights_is_that_of_repeated_ratings(parts: Parts, tmp_path:
     first.fold_in(write(tmp_path / "w.parquet", once), weight="w", grid=(1, 1))
     second.fold_in(write(tmp_path / "t.parquet", twice), grid=(1, 1))
     np.testing.assert_allclose(first.user_factors_[:2], second.user_factors_[:2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_fold_in__of_few_ratings_is_better_than_nothing(n: int, parts: Parts, tmp_path: Path) -> None:
+    mf = MatrixFactorization(RANK, epochs=20).fit(parts.old)
+    unknown, new = rmse(mf, parts.test_new), pq.read_table(parts.new)
+    users = new["user_id"].to_numpy()
+    first = np.flatnonzero([n > k - np.argmax(users == user) for k, user in enumerate(users)])
+    mf.fold_in(write(tmp_path / "few.parquet", new.take(pa.array(first))), grid=(1, 1))
+    assert rmse(mf, parts.test_new) < (1 - 0.01 * n) * unknown
 
 
 def test_fold_in__solves_anew_for_known_users(parts: Parts, tmp_path: Path) -> None:
