@@ -229,8 +229,10 @@ class Model(NamedTuple):
             drawn = p[:, :-1] @ q[:, :-1].T + p[:, -1:] + q[:, -1]
             sums[0] += drawn
             sums[1] += np.square(drawn)
-        mean, square = sums / np.float32(users.shape[1])
-        return np.asarray(np.sqrt(np.maximum(square - np.square(mean), 0)))
+        n_draws = users.shape[1]
+        mean, square = sums / np.float32(n_draws)
+        variance = (square - np.square(mean)) * np.float32(n_draws / max(1, n_draws - 1))
+        return np.asarray(np.sqrt(np.maximum(variance, 0)))
 
     def _rated(self, scores: Float32, *, clip: bool) -> Float32:
         """Return the ratings that scores stand for; they may be changed in place."""

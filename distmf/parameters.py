@@ -60,7 +60,8 @@ def pair(value: float | Pair) -> Pair:
 
 def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
     if not is_number(value) or (whole and not isinstance(value, numbers.Integral)) or not low <= value <= high:
-        raise ParameterError(f"{name} is {value!r}; it can be from {low} to {high}")
+        allowed = f"from {low} to {high}" if math.isfinite(high) else f"a number from {low:g} on"
+        raise ParameterError(f"{name} is {value!r}; it can be {allowed}")
     return int(value) if whole else float(value)
 
 

@@ -332,8 +332,8 @@ class Trainer:
         """
         after, rule, rules = [*costs, cost.train], self.training.chain_rule, self.rules
         is_late = rules.max_seconds is not None and self.seconds + seconds > rules.max_seconds
-        if rule:  # every chain begins high, and its cost goes up and down
-            diverged = self._has_diverged(cost, costs[len(costs) - len(costs) % rule.epochs :])
+        if rule:
+            diverged = self._has_diverged(cost, costs)
             return Reached(len(costs) if diverged else len(after), "time" if is_late else None, diverged)
         if self._has_diverged(cost, costs):
             return Reached(len(costs), diverged=True)
@@ -352,8 +352,12 @@ class Trainer:
         self.progress = progress
 
     def _has_diverged(self, cost: Cost, before: Sequence[float]) -> bool:
-        """Return whether a cost is not finite, or far above the lowest of those before, or that of the mean alone."""
-        return not cost.train <= DIVERGED * max(min(before, default=self._cost_of_mean), NEGLIGIBLE)
+        """Return whether a cost is not finite, or far above the lowest of those before, or that of the mean alone.
+
+        The costs of draws go up and down: only the mean tells.
+        """
+        lowest = self._cost_of_mean if self.training.chain_rule else min(before, default=self._cost_of_mean)
+        return not cost.train <= DIVERGED * max(lowest, NEGLIGIBLE)
 
     def _undo_epoch(self) -> None:
         """Go back by one epoch: to a state before, and on to the last epoch but one."""

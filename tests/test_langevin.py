@@ -1,7 +1,9 @@
 """Draws from the posterior: against one that is known, and against ratings whose noise is known."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -138,6 +140,54 @@ def test_posterior__learns_whose_ratings_are_noisy(tmp_path: Path) -> None:
     squares = np.square(predicted - values[n:])
     floor = (0.4**2 + 1.2**2) / 2
     assert squares.mean() < 1.10 * floor
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_end_epoch__brings_the_scales_of_both_sides_together(side: Literal["user", "item"]) -> None:
+    """Of factors whose squares are four times as large on the other side; rows without ratings have no noise."""
+    rows = block(3, 1.5)
+    rule = LangevinRule(1, 2, RANK, 0, 100, (3, 3))
+    energies = [[1.0], [4.0]] if side == "user" else [[4.0], [1.0]]
+    state = ChainState(1, 1.0, 1.0, [[0.0, 0.0]] * 2, energies, [1.0] * 3, [100.0] * 2)
+    langevin.end_epoch(rows, side, state, rule, 0)
+    np.testing.assert_allclose(rows.factors[:, 0], 1.5 * 4 ** (1 / 12), rtol=1e-5)
+
+
+def test_recommend__by_a_bound_adds_or_takes_one_standard_deviation_of_the_draws(tmp_path: Path) -> None:
+    blocks = blocks_in(tmp_path, 3_000, 100, 40)
+    mf = MatrixFactorization(4, posterior_samples=4, epochs=40).fit(blocks)
+    model, user = mf.model_, mf.user_ids_[7]
+    assert model.noise_std is not None
+    assert model.users.noises is not None
+    assert model.items.noises is not None
+    means = mf.predict([user] * 40, mf.item_ids_, clip=False)
+    stds = mf.predict([user] * 40, mf.item_ids_, return_std=True)[1]
+    of_draws = np.sqrt(stds**2 - model.noise_std**2 * model.users.noises[7] * model.items.noises)
+    for bound, sign in (("optimistic", 1), ("pessimistic", -1)):
+        expected = np.argsort(-(means + sign * of_draws), kind="stable")[:10]
+        assert mf.recommend(user, 10, bound=bound).item_ids.tolist() == mf.item_ids_[expected].tolist()  # type: ignore[arg-type]
+
+
+def test_fold_in__of_draws_is_surer_of_users_with_more_ratings_and_of_items_with_less_noise(tmp_path: Path) -> None:
+    blocks = blocks_in(tmp_path, 20_000, 200, 100)
+    mf = MatrixFactorization(4, posterior_samples=8, epochs=40).fit(blocks)
+    mf.save(tmp_path / "m")
+    items = mf.item_ids_
+
+    def folded(n: int, noise: float) -> MatrixFactorization:
+        found = distmf.load(tmp_path / "m")
+        side = found.model_.items
+        noises = np.full(len(items), noise, dtype=np.float32)
+        found._model = found.model_._replace(items=replace(side, noises=noises))
+        columns = {"user_id": np.full(n, 10**6), "item_id": items[:n], "rating": np.full(n, 9.0)}
+        return found.fold_in(write(tmp_path / "new.parquet", columns), grid=(1, 1))
+
+    few, many = folded(2, 1.0), folded(80, 1.0)
+    stds = [np.sqrt(np.square(mf.predict([10**6] * 20, items[80:], return_std=True)[1]).mean()) for mf in (few, many)]
+    assert stds[0] > 1.02 * stds[1]
+    noisy = folded(80, 1e6)
+    unseen = mf.predict([-1], [items[90]])
+    assert abs(noisy.predict([10**6], [items[90]]) - unseen) < 0.05 * abs(many.predict([10**6], [items[90]]) - unseen)
 
 
 @pytest.mark.parametrize("max_seconds", [0.0, 0.3])
