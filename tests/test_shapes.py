@@ -138,12 +138,12 @@ def test_fit__is_the_same_with_the_row_blocks_on_disk(
     blocks = block_ratings(source, tmp_path / "b", grid=grid, holdout=0.1)
     mf = MatrixFactorization(5, epochs=7)
     mf.fit(blocks, threads=2).save(tmp_path / "expected")
-    original = factorization.plan_memory
+    original = preparing.plan_memory
 
     def plan_memory(*args: Any) -> MemoryPlan:
         return original(*args)._replace(rows_on_disk=True)
 
-    monkeypatch.setattr("distmf.factorization.plan_memory", plan_memory)
+    monkeypatch.setattr("distmf.preparing.plan_memory", plan_memory)
     monkeypatch.setattr("distmf.sides.GATHERED_BYTES", 333 * 4 * 5)  # in three parts
     options: dict[str, Any] = {"checkpoint": tmp_path / "c"} if checkpoint else {}
     if checkpoint:
