@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from distmf import MatrixFactorization, block_ratings, evaluate
+from distmf import MatrixFactorization, block_ratings, evaluate, preparing
 from distmf.graph import _halfway
 from distmf.grid import Shape, tile_shape
 from distmf.memory import MemoryPlan
