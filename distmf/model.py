@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks
 from distmf.errors import NotFittedError
 from distmf.factors import FLOAT_BYTES
@@ -28,7 +29,7 @@ from distmf.tasks import Training
 
 KIND = Kind("distmf model", 4, "model.json", ("users.parquet", "items.parquet"))
 PAIRS_AT_ONCE = 1 << 16
-SCORES_AT_ONCE = 1 << 24
+SCORES_AT_ONCE, USERS_AT_ONCE = 1 << 24, 1 << 16
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
 Bound = Literal["mean", "optimistic", "pessimistic"]
@@ -72,7 +73,7 @@ class Predictions(NamedTuple):
     stds: Float32 | None
 
 
-class Rated:
+class RatedReader:
     """Which items some users have rated, read from blocks.
 
     Parameters
@@ -87,6 +88,13 @@ class Rated:
         self.blocks = blocks
         self.users = IdMap(blocks.ids("user")["id"].combine_chunks(), items.salt)
         self._items = items.numbers(as_ids(blocks.ids("item")["id"], items.ids.type, "item"))
+
+    def rated(self, user_ids: pa.Array, among: npt.NDArray[np.int64]) -> Rated:
+        """Return for each of some distinct users the places in `among` of the items that they rated."""
+        users, items = self.pairs(user_ids)
+        places = np.searchsorted(among, items)
+        is_among = among[np.minimum(places, len(among) - 1)] == items
+        return Rated.of_pairs(users[is_among], places[is_among], len(user_ids))
 
     def pairs(self, user_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the positions of users in `user_ids`, which are distinct, and of the items that they rated."""
@@ -242,30 +250,60 @@ class Model(NamedTuple):
                 scores = np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
         return np.clip(scores, *self.rating_range, out=scores) if clip else scores
 
-    def recommend(self, user_ids: Any, n: int, exclude: Blocks | None, bound: Bound = "mean") -> Recommendations:
-        """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of."""
+    def recommend(
+        self,
+        user_ids: Any,
+        n: int,
+        exclude: Blocks | None,
+        bound: Bound = "mean",
+        among: npt.NDArray[np.int64] | None = None,
+    ) -> Recommendations:
+        """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of.
+
+        `among` has the positions of items, ascending, if only some may be recommended.
+        """
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
-        rated = None if exclude is None else Rated(exclude, self.items.map)
+        reader = None if exclude is None else RatedReader(exclude, self.items.map)
         # Users who lie together in the blocks are served together.
-        order = np.arange(len(ids)) if rated is None else np.argsort(rated.users.numbers(ids))
-        n = min(n, len(self.items.ids))
+        order = np.arange(len(ids)) if reader is None else np.argsort(reader.users.numbers(ids))
+        among = np.arange(len(self.items.ids)) if among is None else among
+        panels = Panels(self.items.factors[among], self.items.biases[among])
+        n = min(n, len(among))
         best, scores = np.empty((len(ids), n), dtype=np.int64), np.empty((len(ids), n), dtype=np.float32)
-        users_at_once = max(1, SCORES_AT_ONCE // len(self.items.ids))
-        for begin in range(0, len(ids), users_at_once):
-            some = order[begin : begin + users_at_once]
+        at_once = max(1, SCORES_AT_ONCE // len(self.items.ids)) if BOUNDS[bound] else USERS_AT_ONCE
+        for begin in range(0, len(ids), at_once):
+            some = order[begin : begin + at_once]
             users = ids.take(pa.array(some))
             rows = self.users.map.numbers(users)
-            all_scores = self.scores(rows)  # clipped ones would tie
-            if BOUNDS[bound]:
-                all_scores += np.float32(BOUNDS[bound]) * self.stds(rows)
-            if rated is not None:
-                all_scores[rated.pairs(users)] = -np.inf
-            best[some], scores[some] = top(all_scores, n)
+            rated = None if reader is None else reader.rated(users, among)
+            best[some], scores[some] = self._best(rows, n, rated, bound, among, panels)
         is_left = np.isfinite(scores)
         scores[is_left] = self._rated(scores[is_left], clip=True)
         item_ids = self.items.ids.to_numpy(zero_copy_only=False)
-        return Recommendations(item_ids[best][inverse], scores[inverse])
+        return Recommendations(item_ids[among[best]][inverse], scores[inverse])
+
+    def _best(
+        self,
+        rows: npt.NDArray[np.int64],
+        n: int,
+        rated: Rated | None,
+        bound: Bound,
+        among: npt.NDArray[np.int64],
+        panels: Panels,
+    ) -> tuple[npt.NDArray[np.int64], Float32]:
+        """Return the places in `among` and the scores of the best items for users at some positions."""
+        if BOUNDS[bound]:
+            scores = self.scores(rows) + np.float32(BOUNDS[bound]) * self.stds(rows)
+            scores = scores[:, among]
+            if rated is not None:
+                scores[np.repeat(np.arange(len(rows)), np.diff(rated.begins)), rated.items] = -np.inf
+            return top(scores, n)
+        is_known = rows >= 0
+        users = np.where(is_known[:, None], self.users.factors[rows], np.float32(0))
+        best, scores = panels.best(users, n, rated)
+        scores += (np.where(is_known, self.users.biases[rows], 0) + np.float32(self.global_bias))[:, None]
+        return best, scores
 
     def save(self, folder: Folder, settings: dict[str, Any]) -> None:
         """Write the model into an empty folder."""
