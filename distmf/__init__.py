@@ -10,6 +10,7 @@ from distmf.blocks import Blocks, open_blocks
 from distmf.evaluate import evaluate
 from distmf.factorization import MatrixFactorization, load
 from distmf.matrix import always, non_negative, not_nan
+from distmf.recommending import recommend_all
 from distmf.tuning import tune
 
 __version__ = version("distmf")
@@ -27,5 +28,6 @@ __all__ = [
     "non_negative",
     "not_nan",
     "open_blocks",
+    "recommend_all",
     "tune",
 ]

@@ -49,6 +49,14 @@ class Rated(NamedTuple):
         order = np.lexsort((items, users))
         return cls(np.searchsorted(users[order], np.arange(n_users + 1)), items[order])
 
+    @classmethod
+    def among(cls, users: Numbers, items: Numbers, wanted: Numbers, among: Numbers) -> "Rated":
+        """Return the same, as far as users and items are in these, ascending, which then number them."""
+        user_places, item_places = np.searchsorted(wanted, users), np.searchsorted(among, items)
+        is_there = wanted[np.minimum(user_places, len(wanted) - 1)] == users if len(wanted) else users < 0
+        is_there &= among[np.minimum(item_places, len(among) - 1)] == items
+        return cls.of_pairs(user_places[is_there], item_places[is_there], len(wanted))
+
 
 class Panels:
     """Items as they are searched.

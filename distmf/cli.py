@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 
 import distmf
 from distmf.blocking import block_ratings
-from distmf.blocks import is_blocks, open_blocks
+from distmf.blocks import is_blocks
 from distmf.clock import STARTED
 from distmf.demo import run_demo
 from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.evaluate import Evaluation
 from distmf.factorization import HYPERPARAMETERS, MatrixFactorization, load
-from distmf.model import BOUNDS, Bound
+from distmf.model import BOUNDS
 from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
@@ -46,13 +46,13 @@ from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.ratings import Columns, open_ratings, read_ids, read_piece
+from distmf.recommending import recommend_all
 from distmf.sizes import counted
 from distmf.store import Folder, free_folder, new_file, refuse_nested
 from distmf.tune_command import tune
 
 logger = logging.getLogger("distmf.cli")
 
-USERS_AT_ONCE = 10_000
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -319,9 +319,14 @@ def predict(
 @click.argument("model")
 @click.argument("out")
 @click.option("--users", metavar="FILE", help="Parquet with the ids of the users.  [default: all that were trained on]")
-@click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the user ids in FILE.")
+@click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the ids in --users.")
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
 @click.option("--exclude", metavar="BLOCKS", help="Leave out what the users rated in these blocks.")
+@click.option("--among", metavar="FILE", help="Parquet with the ids of items: recommend only these.")
+@click.option("--without", metavar="FILE", help="Parquet with the ids of items: leave these out.")
+@click.option(
+    "--item", metavar="COLUMN", default="item_id", show_default=True, help="Column of the ids in --among and --without."
+)
 @click.option(
     "--bound",
     type=click.Choice(list(BOUNDS)),
@@ -329,40 +334,24 @@ def predict(
     show_default=True,
     help="Rank by the prediction, or one standard deviation above or below; that needs --posterior-samples.",
 )
+@threads_option
+@cluster_options
 @output_options
-def recommend(
-    model: str,
-    out: str,
-    users: str | None,
-    user: str,
-    n: int,
-    exclude: str | None,
-    bound: Bound,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Write the best items of each user.
 
-    The Parquet file OUT has the columns `user_id`, `item_id`, `score` and `rank` (from 1), best first.
+    OUT is a folder of Parquet files, or the URL of one, with the columns `user_id`, `item_id`, `score` and `rank` (from
+    1), by user and best first; recommendations that are there are replaced. If the command is killed, it goes on where
+    it was when it is called again.
     """
+    given = given_options(given)
     with reporting(as_json=as_json, quiet=quiet) as report:
-        mf = load(model)
-        blocks = None if exclude is None else open_blocks(exclude)
-        trained_on = mf.model_.users.ids.filter(pa.array(mf.model_.users.counts > 0))
-        ids = trained_on if users is None else read_ids(users, user)
-        schema = pa.schema(
-            {"user_id": ids.type, "item_id": mf.model_.items.ids.type, "score": pa.float32(), "rank": pa.int32()}
-        )
-        progress, n_rows = Progress(logger, "recommending", len(ids)), 0
-        with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
-            for begin in range(0, len(ids), USERS_AT_ONCE):
-                some = ids[begin : begin + USERS_AT_ONCE]
-                table = mf.model_.recommend(some, n, blocks, bound).table(some, schema)
-                writer.write_table(table)
-                n_rows += len(table)
-                progress.advance(len(some))
-        found = {"n": n_rows, "n_users": len(ids), "path": out}
-        report(found, f"{n_rows:,} recommendations for {len(ids):,} users in {out}")
+        for name, column in {"users": user, "among": item, "without": item}.items():
+            if name in given:
+                given[name] = read_ids(given[name], column)
+        with client_for(given) as client:
+            n_rows = recommend_all(model, out, client=client, **given)
+        report({"n": n_rows, "path": out}, f"{counted(n_rows, 'recommendation')} in {out}")
 
 
 @main.command()

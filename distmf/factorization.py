@@ -22,7 +22,7 @@ from distmf.matrix import IsSet, not_nan
 from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
-from distmf.sides import Float32
+from distmf.sides import Float32, Neighbours
 from distmf.store import Folder, new_folder
 from distmf.trainer import Trainer
 from distmf.training import reg_of
@@ -479,9 +479,16 @@ class MatrixFactorization:
         return self.model_.reconstruct(clip=clip)
 
     def recommend(
-        self, user_ids: Any, n: int = 10, *, exclude: Blocks | str | Path | None = None, bound: Bound = "mean"
+        self,
+        user_ids: Any,
+        n: int = 10,
+        *,
+        exclude: Blocks | str | Path | None = None,
+        among: Any = None,
+        without: Any = None,
+        bound: Bound = "mean",
     ) -> Recommendations:
-        """Return the items with the highest predicted ratings for some users.
+        """Return the items with the highest predicted ratings for some users: exactly those, whatever the size.
 
         Parameters
         ----------
@@ -491,6 +498,8 @@ class MatrixFactorization:
             How many items; no more than there are.
         exclude : Blocks, str or Path, optional
             Blocks whose ratings, held out ones included, are not recommended again.
+        among, without : array-like, optional
+            Ids of items: recommend only some, and leave some out. Those that were not trained on do not count.
         bound : {"mean", "optimistic", "pessimistic"}
             What items are ranked by: the prediction; or the prediction plus, or less, its standard deviation over the
             draws from the posterior: what may be good, to find out, or what is surely good.
@@ -500,15 +509,64 @@ class MatrixFactorization:
         Recommendations
             `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items
             are left, the scores end in -inf.
+
+        Raises
+        ------
+        ParameterError
+            If there is no item to recommend, or `bound` is none of these.
         """
-        if n < 1:
-            raise ParameterError(f"n is {n}; at least 1 item can be recommended")
         if bound not in BOUNDS:
             raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
         blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
-        is_single = np.ndim(user_ids) == 0 and not isinstance(user_ids, pa.Array | pa.ChunkedArray)
-        found = self.model_.recommend(user_ids, n, blocks, bound)
-        return Recommendations(found.item_ids[0], found.scores[0]) if is_single else found
+        places = self.model_.items_among(among, without)
+        found = self.model_.recommend(user_ids, _at_least_one(n), blocks, bound, places)
+        return Recommendations(found.item_ids[0], found.scores[0]) if _is_single(user_ids) else found
+
+    def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
+        """Return the items whose factors point most nearly the same way, by the cosine of the angle between them.
+
+        Parameters
+        ----------
+        item_ids : id or array-like of shape (n_items,)
+            Raw ids of items that were trained on.
+        n : int
+            How many others.
+
+        Returns
+        -------
+        Neighbours
+            `ids` and `cosines`, most similar first: shape (n,) for one item, else (n_items, n).
+
+        Raises
+        ------
+        RatingsError
+            If there are ids that were not trained on.
+        """
+        found = self.model_.items.similar(item_ids, "item", _at_least_one(n))
+        return Neighbours(found.ids[0], found.cosines[0]) if _is_single(item_ids) else found
+
+    def similar_users(self, user_ids: Any, n: int = 10) -> Neighbours:
+        """Return the users whose factors point most nearly the same way, by the cosine of the angle between them.
+
+        Parameters
+        ----------
+        user_ids : id or array-like of shape (n_users,)
+            Raw ids of users that were trained on.
+        n : int
+            How many others.
+
+        Returns
+        -------
+        Neighbours
+            As those of `similar_items`.
+
+        Raises
+        ------
+        RatingsError
+            If there are ids that were not trained on.
+        """
+        found = self.model_.users.similar(user_ids, "user", _at_least_one(n))
+        return Neighbours(found.ids[0], found.cosines[0]) if _is_single(user_ids) else found
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder or fsspec URL, whole or not at all; a model that is there is replaced.
@@ -544,3 +602,13 @@ def load(path: str | Path) -> MatrixFactorization:
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:
     return np.asarray(ids.to_numpy(zero_copy_only=False))
+
+
+def _at_least_one(n: int) -> int:
+    if n < 1:
+        raise ParameterError(f"n is {n}; it can be from 1")
+    return n
+
+
+def _is_single(ids: Any) -> bool:
+    return np.ndim(ids) == 0 and not isinstance(ids, pa.Array | pa.ChunkedArray)

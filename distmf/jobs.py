@@ -123,6 +123,7 @@ def run_stage(
     calls: Sequence[tuple[Any, ...]],
     sizes: Sequence[int],
     shared: Mapping[Key, Any] | None = None,
+    what: str = "ratings",
 ) -> list[Any]:
     """Run calls, each once in the life of a job, and return what they returned, in their order.
 
@@ -133,14 +134,16 @@ def run_stage(
     folder : Folder
         Of the job.
     verb : str
-        What they do with ratings, such as "counting"; unique in the job.
+        What they do, such as "counting"; unique in the job.
     calls : sequence of tuple
         A function and its arguments, which may refer to tasks in `shared`. The function returns something that JSON can
         hold, and it is returned as JSON gives it back.
     sizes : sequence of int, shape (len(calls),)
-        Ratings of each, for the progress.
+        How large each is, for the progress.
     shared : mapping, optional
         Tasks whose values several calls need.
+    what : str
+        That sizes are numbers of.
     """
     name, kept = f"{verb}-{new_token()}", _kept(folder, verb)
     if kept:
@@ -149,7 +152,7 @@ def run_stage(
     left = [n for n in range(len(calls)) if n not in kept]
     for n in left:
         tasks[name, n] = Task((name, n), _call, folder, _file(verb, n), *calls[n])
-    on_done = progress_of_tasks(logger, verb, {n: sizes[n] for n in left})
+    on_done = progress_of_tasks(logger, verb, {n: sizes[n] for n in left}, what)
     keys = [(name, n) for n in left]
     found = dict(zip(left, run_through_losses(engine, Graph(tasks), keys, on_done) if keys else [], strict=True))
     engine.everywhere(give_back_idle_memory)

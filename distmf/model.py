@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks
-from distmf.errors import NotFittedError
+from distmf.errors import NotFittedError, ParameterError
 from distmf.factors import FLOAT_BYTES
 from distmf.graph import State, of_all_chains
 from distmf.grid import BlockKey
@@ -27,7 +27,8 @@ from distmf.sides import Float32, Side, as_ids
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
-KIND = Kind("distmf model", 4, "model.json", ("users.parquet", "items.parquet"))
+USERS, ITEMS = "users.parquet", "items.parquet"
+KIND = Kind("distmf model", 4, "model.json", (USERS, ITEMS))
 PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE, USERS_AT_ONCE = 1 << 24, 1 << 16
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
@@ -91,10 +92,7 @@ class RatedReader:
 
     def rated(self, user_ids: pa.Array, among: npt.NDArray[np.int64]) -> Rated:
         """Return for each of some distinct users the places in `among` of the items that they rated."""
-        users, items = self.pairs(user_ids)
-        places = np.searchsorted(among, items)
-        is_among = among[np.minimum(places, len(among) - 1)] == items
-        return Rated.of_pairs(users[is_among], places[is_among], len(user_ids))
+        return Rated.among(*self.pairs(user_ids), np.arange(len(user_ids)), among)
 
     def pairs(self, user_ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the positions of users in `user_ids`, which are distinct, and of the items that they rated."""
@@ -221,11 +219,8 @@ class Model(NamedTuple):
 
         They are the predicted ratings, or, within bounds, what a sigmoid makes these of.
         """
-        known = (rows >= 0)[:, None]
-        scores = np.where(known, self.users.factors[rows], 0) @ self.items.factors.T
-        scores += (
-            np.where(known, self.users.biases[rows][:, None], 0) + self.items.biases + np.float32(self.global_bias)
-        )
+        scores = rows_at(self.users.factors, rows) @ self.items.factors.T
+        scores += rows_at(self.users.biases, rows)[:, None] + self.items.biases + np.float32(self.global_bias)
         return np.asarray(scores)
 
     def stds(self, rows: npt.NDArray[np.int64]) -> Float32:
@@ -233,7 +228,7 @@ class Model(NamedTuple):
         users, items, _ = self._draws()
         sums = np.zeros((2, len(rows), len(items)), dtype=np.float32)
         for n in range(users.shape[1]):
-            p, q = np.where((rows >= 0)[:, None], users[rows, n], 0), items[:, n]
+            p, q = rows_at(users[:, n], rows), items[:, n]
             drawn = p[:, :-1] @ q[:, :-1].T + p[:, -1:] + q[:, -1]
             sums[0] += drawn
             sums[1] += np.square(drawn)
@@ -255,19 +250,18 @@ class Model(NamedTuple):
         user_ids: Any,
         n: int,
         exclude: Blocks | None,
-        bound: Bound = "mean",
-        among: npt.NDArray[np.int64] | None = None,
+        bound: Bound,
+        among: npt.NDArray[np.int64],
     ) -> Recommendations:
         """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of.
 
-        `among` has the positions of items, ascending, if only some may be recommended.
+        `among` has the positions, ascending, of items that may be recommended.
         """
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
         reader = None if exclude is None else RatedReader(exclude, self.items.map)
         # Users who lie together in the blocks are served together.
         order = np.arange(len(ids)) if reader is None else np.argsort(reader.users.numbers(ids))
-        among = np.arange(len(self.items.ids)) if among is None else among
         panels = Panels(self.items.factors[among], self.items.biases[among])
         n = min(n, len(among))
         best, scores = np.empty((len(ids), n), dtype=np.int64), np.empty((len(ids), n), dtype=np.float32)
@@ -278,10 +272,45 @@ class Model(NamedTuple):
             rows = self.users.map.numbers(users)
             rated = None if reader is None else reader.rated(users, among)
             best[some], scores[some] = self._best(rows, n, rated, bound, among, panels)
+        return self._recommendations(best[inverse], scores[inverse], among)
+
+    def ranked(
+        self,
+        rows: npt.NDArray[np.int64],
+        n: int,
+        rated: Rated | None,
+        bound: Bound,
+        among: npt.NDArray[np.int64],
+        panels: Panels,
+    ) -> Recommendations:
+        """Return the `n` best items for the users at some positions, -1 for an unseen one; `panels` are of `among`."""
+        return self._recommendations(*self._best(rows, min(n, len(among)), rated, bound, among, panels), among)
+
+    def _recommendations(
+        self, best: npt.NDArray[np.int64], scores: Float32, among: npt.NDArray[np.int64]
+    ) -> Recommendations:
         is_left = np.isfinite(scores)
         scores[is_left] = self._rated(scores[is_left], clip=True)
-        item_ids = self.items.ids.to_numpy(zero_copy_only=False)
-        return Recommendations(item_ids[among[best]][inverse], scores[inverse])
+        return Recommendations(self.items.ids.to_numpy(zero_copy_only=False)[among[best]], scores)
+
+    def items_among(self, among: Any, without: Any) -> npt.NDArray[np.int64]:
+        """Return the positions, ascending, of the items that may be recommended: of `among`, but not of `without`.
+
+        Raises
+        ------
+        ParameterError
+            If there are none.
+        """
+        is_among = self.items.counts > 0
+        for ids, is_kept in (among, True), (without, False):
+            if ids is not None:
+                named = np.zeros_like(is_among)
+                places = self.items.map.numbers(as_ids(ids, self.items.ids.type, "item"))
+                named[places[places >= 0]] = True
+                is_among &= named == is_kept
+        if not is_among.any():
+            raise ParameterError("no item is left to recommend: look at what is given as among and without")
+        return np.flatnonzero(is_among)
 
     def _best(
         self,
@@ -299,10 +328,8 @@ class Model(NamedTuple):
             if rated is not None:
                 scores[np.repeat(np.arange(len(rows)), np.diff(rated.begins)), rated.items] = -np.inf
             return top(scores, n)
-        is_known = rows >= 0
-        users = np.where(is_known[:, None], self.users.factors[rows], np.float32(0))
-        best, scores = panels.best(users, n, rated)
-        scores += (np.where(is_known, self.users.biases[rows], 0) + np.float32(self.global_bias))[:, None]
+        best, scores = panels.best(rows_at(self.users.factors, rows), n, rated)
+        scores += (rows_at(self.users.biases, rows) + np.float32(self.global_bias))[:, None]
         return best, scores
 
     def save(self, folder: Folder, settings: dict[str, Any]) -> None:
@@ -325,16 +352,26 @@ class Model(NamedTuple):
     @classmethod
     def load(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
         """Return the model in a folder and its hyperparameters."""
+        model, settings = cls.load_items(folder)
+        checksum = folder.read_manifest(KIND)["checksums"][USERS]
+        return model._replace(users=Side.from_table(folder.read_table(USERS, checksum), settings["rank"])), settings
+
+    @classmethod
+    def load_items(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
+        """Return the model in a folder without its users, and its hyperparameters."""
         manifest = folder.read_manifest(KIND)
         settings, history = manifest["hyperparameters"], History.from_json(manifest["history"])
-        users, items = (
-            Side.from_table(folder.read_table(name, checksum), settings["rank"])
-            for name, checksum in manifest["checksums"].items()
-        )
+        items = Side.from_table(folder.read_table(ITEMS, manifest["checksums"][ITEMS]), settings["rank"])
         normalisation = Normalisation.from_json(manifest["normalisation"])
-        return cls(
-            users, items, normalisation, tuple(manifest["rating_range"]), history, manifest["noise_std"]
-        ), settings
+        rating_range = tuple(manifest["rating_range"])
+        return cls(items.none(), items, normalisation, rating_range, history, manifest["noise_std"]), settings
+
+
+def rows_at(array: Float32, positions: npt.NDArray[np.int64]) -> Float32:
+    """Return the rows of an array at some positions, zeros for -1."""
+    found, is_known = np.zeros((len(positions), *array.shape[1:]), dtype=array.dtype), positions >= 0
+    found[is_known] = array[positions[is_known]]
+    return found
 
 
 def top(scores: Float32, n: int) -> tuple[npt.NDArray[np.int64], Float32]:

@@ -5,13 +5,14 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distmf.best import Panels, Rated
 from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
@@ -26,6 +27,16 @@ from distmf.vectors import Line
 ROWS_AT_ONCE = 1 << 12  # of factors that are put in order
 
 Float32 = npt.NDArray[np.float32]
+
+
+class Neighbours(NamedTuple):
+    """Users or items that are similar to some, most similar first: shape (n,) for one, (n_some, n) for several.
+
+    A cosine of -inf marks a place for which none is left; the id there means nothing.
+    """
+
+    ids: npt.NDArray[Any]
+    cosines: Float32
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,29 @@ class Side:
             None if draws is None else draws.reshape(n, -1, rank + 1),
             None if draws is None else columns["noise"].to_numpy(),
         )
+
+    def none(self) -> Self:
+        """Return none of these."""
+        return type(self)(self.ids[:0], *(array[:0] for array in self._arrays()))
+
+    def similar(self, ids: Any, name: str, n: int) -> "Neighbours":
+        """Return for some of these those others whose factors have the smallest angles with theirs.
+
+        Raises
+        ------
+        RatingsError
+            If there are ids that were not trained on.
+        """
+        places = self.positions(ids, name)
+        if (places < 0).any():
+            unseen = as_ids(ids, self.ids.type, name)[int(np.argmax(places < 0))]
+            raise RatingsError(f"{name} {unseen.as_py()!r} was not trained on, so nothing is known to be similar to it")
+        lengths = np.linalg.norm(self.factors, axis=1, keepdims=True)
+        directions = self.factors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        not_found = np.where((self.counts > 0) & (lengths[:, 0] > 0), np.float32(0), np.float32(-np.inf))
+        own = Rated(np.arange(len(places) + 1), places)
+        best, cosines = Panels(directions, not_found).best(directions[places], min(n, len(self.ids)), own)
+        return Neighbours(self.ids.to_numpy(zero_copy_only=False)[best], cosines)
 
     @functools.cached_property
     def squares(self) -> Float32:

@@ -256,7 +256,7 @@ def test_recommend__works_in_parts(mf: MatrixFactorization, blocks: Blocks, monk
 
 
 def test_recommend__refuses_no_items(mf: MatrixFactorization) -> None:
-    with pytest.raises(ValueError, match="n is 0; at least 1"):
+    with pytest.raises(ValueError, match="n is 0; it can be from 1"):
         mf.recommend(1, n=0)
 
 

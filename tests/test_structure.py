@@ -33,7 +33,7 @@ model
 trainer folding warm parameters
 training
 preparing
-factorization datasets halving
+factorization datasets halving recommending
 evaluate tuning describe options simulation footprint
 demo plan
 rates describe_plan
