@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from distmf.factorization import MatrixFactorization
+from distmf.pairs import in_threads
 from distmf.progress import Progress
-from distmf.ratings import Columns, open_ratings, read_piece
+from distmf.ratings import Columns, Piece, open_ratings, read_piece
 
 logger = logging.getLogger(__name__)
 
@@ -71,25 +73,30 @@ def evaluate(
     has_draws = model.noise_std is not None
     ratings = open_ratings(source, Columns(user, item, rating))
     progress = Progress(logger, "evaluating", ratings.n_rows)
-    squared, absolute, n, n_unseen, n_within = 0.0, 0.0, 0, 0, dict.fromkeys(INTERVALS, 0)
-    for piece in ratings.pieces:
+    clip_to = {"clip": clip, "with_stds": has_draws}
+
+    def sums(piece: Piece) -> npt.NDArray[np.float64]:
+        found = np.zeros(4 + len(INTERVALS))
         for batch in read_piece(ratings, piece):
-            found = model.predict(batch.user, batch.item, clip=clip, with_stds=has_draws)
-            errors = batch.rating.astype(np.float64) - found.ratings
-            squared += float(np.square(errors).sum())
-            absolute += float(np.abs(errors).sum())
-            n += len(errors)
-            n_unseen += int(found.is_unseen.sum())
-            if found.stds is not None:
-                for name, width in INTERVALS.items():
-                    n_within[name] += int(np.count_nonzero(np.abs(errors) <= width * found.stds))
-            progress.advance(len(errors))
-    within_50, within_90 = (count / n if has_draws else None for count in n_within.values())
+            predicted = model.predict(batch.user, batch.item, **clip_to)
+            errors = np.abs(batch.rating - predicted.ratings.astype(np.float64))
+            stds = predicted.stds
+            within = [] if stds is None else [errors <= width * stds for width in INTERVALS.values()]
+            counts = [len(errors), np.count_nonzero(predicted.is_unseen), *map(np.count_nonzero, within)]
+            found[: 2 + len(counts)] += [errors @ errors, errors.sum(), *counts]
+        return found
+
+    total = np.zeros(4 + len(INTERVALS))
+    for found in in_threads(sums, ratings.pieces):
+        total += found
+        progress.advance(int(found[2]))
+    squared, absolute, n, n_unseen, *n_within = total.tolist()
+    within_50, within_90 = (count / n if has_draws else None for count in n_within)
     return {
         "rmse": math.sqrt(squared / n),
         "mae": absolute / n,
-        "n": n,
-        "n_unseen": n_unseen,
+        "n": int(n),
+        "n_unseen": int(n_unseen),
         "within_50": within_50,
         "within_90": within_90,
     }

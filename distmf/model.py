@@ -23,13 +23,13 @@ from distmf.history import History
 from distmf.langevin import SIDES
 from distmf.losses import Normalisation
 from distmf.numbering import IdMap
+from distmf.pairs import PAIRS_AT_ONCE, scores_of_pairs
 from distmf.sides import Float32, Side, as_ids
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
 USERS, ITEMS = "users.parquet", "items.parquet"
 KIND = Kind("distmf model", 4, "model.json", (USERS, ITEMS))
-PAIRS_AT_ONCE = 1 << 16
 SCORES_AT_ONCE, USERS_AT_ONCE = 1 << 24, 1 << 16
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
@@ -154,20 +154,16 @@ class Model(NamedTuple):
         if len(rows) != len(cols):
             raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
         if with_stds:
-            self._draws()
-        predicted = np.empty(len(rows), dtype=np.float32)
+            self.last_draws()
+        predicted = scores_of_pairs(self.users, self.items, rows, cols, self.global_bias)
         stds = np.empty(len(rows), dtype=np.float32) if with_stds else None
-        for begin in range(0, len(rows), PAIRS_AT_ONCE):
-            some = slice(begin, begin + PAIRS_AT_ONCE)
-            u, i = rows[some], cols[some]
-            product = np.einsum("nf,nf->n", self.users.factors[u], self.items.factors[i])
-            biases = np.where(u < 0, 0, self.users.biases[u]) + np.where(i < 0, 0, self.items.biases[i])
-            predicted[some] = np.float32(self.global_bias) + biases + np.where((u < 0) | (i < 0), 0, product)
-            if stds is not None:
-                stds[some] = np.sqrt(self._noise(u, i) + self._variance(u, i))
+        if stds is not None:
+            for begin in range(0, len(rows), PAIRS_AT_ONCE):
+                some = slice(begin, begin + PAIRS_AT_ONCE)
+                stds[some] = np.sqrt(self._noise(rows[some], cols[some]) + self._variance(rows[some], cols[some]))
         return Predictions(self._rated(predicted, clip=clip), (rows < 0) | (cols < 0), stds)
 
-    def _draws(self) -> tuple[Float32, Float32, float]:
+    def last_draws(self) -> tuple[Float32, Float32, float]:
         """Return the draws of users and items, and the standard deviation of the noise.
 
         Raises
@@ -186,7 +182,7 @@ class Model(NamedTuple):
         """Return the variance of the noise of the ratings at some positions; where one is -1, that of all ratings."""
         assert self.users.noises is not None
         assert self.items.noises is not None
-        *_, noise_std = self._draws()
+        *_, noise_std = self.last_draws()
         of_all = np.float32(noise_std**2)
         of_users = np.where(rows < 0, 1, self.users.noises[rows])
         return np.asarray(of_all * of_users * np.where(cols < 0, 1, self.items.noises[cols]), dtype=np.float32)
@@ -196,7 +192,7 @@ class Model(NamedTuple):
 
         An unseen user or item, at -1, may be any: the variance is that over all users or items.
         """
-        users, items, _ = self._draws()
+        users, items, _ = self.last_draws()
         is_known = (rows >= 0) & (cols >= 0)
         p, q = users[rows], items[cols]  # of what is unseen, those of somebody else
         drawn = np.einsum("nsk,nsk->ns", p[..., :-1], q[..., :-1]) + p[..., -1] + q[..., -1]
@@ -225,7 +221,7 @@ class Model(NamedTuple):
 
     def stds(self, rows: npt.NDArray[np.int64]) -> Float32:
         """Return the standard deviations over the draws of the predictions of all items by some users; 0 for unseen."""
-        users, items, _ = self._draws()
+        users, items, _ = self.last_draws()
         sums = np.zeros((2, len(rows), len(items)), dtype=np.float32)
         for n in range(users.shape[1]):
             p, q = rows_at(users[:, n], rows), items[:, n]

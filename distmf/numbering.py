@@ -99,11 +99,14 @@ def _look_up(table, low, n, ids, numbers):
 
 def number_ids(hashes: Hashes, id_type: pa.DataType, salt: np.uint64) -> Numbering:
     """Return the numbering of ids of a type, given their hashes in ascending order, and the salt of these."""
-    if pa.types.is_integer(id_type):
-        integers = integers_of(hashes, salt)
-        if len(hashes) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(hashes):
-            return CloseNumbering(integers)
+    if pa.types.is_integer(id_type) and _are_close(integers := integers_of(hashes, salt)):
+        return CloseNumbering(integers)
     return HashNumbering(hashes)
+
+
+def _are_close(integers: Numbers) -> bool:
+    """Return whether a table of all integers from the smallest to the largest is small enough."""
+    return len(integers) < 2**32 and int(integers.max()) - int(integers.min()) < MAX_SPREAD * len(integers)
 
 
 class IdMap:
@@ -119,9 +122,13 @@ class IdMap:
 
     def __init__(self, ids: pa.Array, salt: np.uint64) -> None:
         self.ids, self.salt = ids, salt
-        hashes = hash_ids(ids, salt)
-        order = np.argsort(hashes)
-        self._numbering = HashNumbering(hashes[order])
+        self._numbering: Numbering
+        if pa.types.is_integer(ids.type) and len(ids) and _are_close(integers := as_integers(ids)):
+            self._numbering, order = CloseNumbering(integers), np.arange(len(ids))
+        else:
+            hashes = hash_ids(ids, salt)
+            order = np.argsort(hashes)
+            self._numbering = HashNumbering(hashes[order])
         self._numbers = np.append(order, -1)  # the last is that of unknown ids
 
     def __len__(self) -> int:

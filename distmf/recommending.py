@@ -104,6 +104,8 @@ def recommend_all(
     ------
     ParameterError
         If there is no item to recommend, or `bound` is none of these.
+    NotFittedError
+        If a bound other than "mean" is asked of a model without draws from the posterior.
     StoreError
         If the model is missing or damaged, or there is something else at `out`.
     ClusterError
@@ -120,7 +122,10 @@ def recommend_all(
     if place.checksums([USERS])[USERS] != checksums[USERS]:
         raise StoreError(f"{place}: {USERS} does not match its checksum; restore it or train again")
     ids, counts, begins = _users(place)
-    items = _items(place, checksums[ITEMS])[0].items_among(among, without)
+    known, _ = _items(place, checksums[ITEMS])
+    if BOUNDS[bound]:
+        known.last_draws()  # an error now, not in a task
+    items = known.items_among(among, without)
     wanted, unseen = _wanted(ids, counts, users)
     what = {
         "model": checksums,

@@ -97,7 +97,7 @@ def test_s3__serves_every_command(s3: str, local: Path, tmp_path: Path) -> None:
         assert run("predict", f"{place}/model", source, f"{place}/predictions.parquet", "-q").exit_code == 0
         assert run("recommend", f"{place}/model", f"{place}/best", "--exclude", f"{place}/blocks", "-q").exit_code == 0
     assert objects(f"{s3}/model") == files(local / "model") == files(tmp_path / "model")
-    for name in ("predictions.parquet", "best"):
+    for name in ("predictions.parquet", "best/part-00000.parquet"):
         assert Folder.at(s3).read(name) == (tmp_path / name).read_bytes()
     for name in ("blocks", "model"):
         assert run("inspect", f"{s3}/{name}").output == run("inspect", tmp_path / name).output.replace(

@@ -99,6 +99,17 @@ def test_benchmark_of_steps__runs() -> None:
     assert all(0.7 < error < 1.5 for error in errors)
 
 
+def test_benchmark_of_recommending__runs() -> None:
+    sizes = "--users", "500", "--items", "300", "--rank", "8", "--rounds", "1"
+    output = run("benchmarks/recommend.py", *sizes)
+    assert "| 10 of 300 items, rank 8," in output
+    assert "\n| distmf | " in output
+    if importlib.util.find_spec("implicit") is None:
+        assert "implicit is left out: pip install implicit" in output
+    else:
+        assert "100.00 % of the items are the same" in output
+
+
 def test_benchmark_of_errors__runs_without_peers_and_says_what_is_not_installed(tmp_path: Path) -> None:
     planted_ratings(tmp_path / "made", 10_000, 300, 200)
     hidden = "import importlib.util, runpy, sys; find_spec = importlib.util.find_spec; sys.argv = sys.argv[1:]; "

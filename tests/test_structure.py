@@ -17,7 +17,7 @@ PACKAGE = Path(distmf.__file__).parent
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine encoding losses lanes
-compiled vectors best kernel moves store grid stepsize langevin history threads cluster
+compiled vectors best pairs kernel moves store grid stepsize langevin history threads cluster
 ids moments schedule ratings matrix factors lock engines diagnosis
 numbering names
 blocks jobs reading
@@ -44,8 +44,8 @@ ORDER = {name: n for n, name in enumerate(LEVELS.split())}
 
 # Packages that only some modules may import.
 RESTRICTED = {
-    "numba": {"compiled", "vectors", "best"},
-    "llvmlite": {"compiled", "vectors", "lanes", "best"},
+    "numba": {"compiled", "vectors", "best", "pairs"},
+    "llvmlite": {"compiled", "vectors", "lanes", "best", "pairs"},
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command", "tune_command"},
