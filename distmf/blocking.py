@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,11 @@ from distmf.matrix import IsSet, not_nan, set_entries
 from distmf.memory import Portions, blocking_bytes, finer_shapes, portions_for, usable_memory
 from distmf.merging import RowBlock, merge_runs
 from distmf.names import NAMES, checked, collect_names, count_ranges
-from distmf.ratings import LARGEST, Batch, Columns, open_ratings
+from distmf.ratings import LARGEST, Batch, Ratings, open_ratings
 from distmf.reading import Reading
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import parse_bytes
+from distmf.sources import as_parquet, is_ratings
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tables import NUMBERS, integer_ids, read_counts, read_numbers, write_ids, write_numbers
 from distmf.tiles import Duplicates
@@ -55,13 +56,14 @@ logger = logging.getLogger(__name__)
 
 
 def block_ratings(
-    source: str | Path,
+    source: Any,
     path: str | Path,
     *,
-    user: str = "user_id",
-    item: str = "item_id",
-    rating: str = "rating",
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
     weight: str | None = None,
+    is_set: IsSet = not_nan,
     holdout: float = 0.0,
     grid: tuple[int, int] | None = None,
     memory_per_task: int | str = "1 GiB",
@@ -79,14 +81,20 @@ def block_ratings(
 
     Parameters
     ----------
-    source : str or Path
-        Parquet: a file, a folder, a glob or an fsspec URL.
+    source : str, Path, table or matrix
+        Parquet: a file, a folder, a glob or an fsspec URL. Or text, with the extension .csv, .tsv, .txt, .dat or .data
+        (and .gz, .bz2, .zst), with names in the first line, or users, items and ratings first. Or an Arrow table,
+        reader or dataset; a DataFrame of pandas, polars or Dask, or what else exports an Arrow stream; a SciPy sparse
+        matrix; a dense matrix. All but Parquet is written as Parquet first, beside `path`.
     path : str or Path
         Folder or fsspec URL to write; blocks that are there are replaced.
-    user, item, rating : str
-        Names of the columns.
+    user, item, rating : str, optional
+        Names of the columns; by default those that can be nothing else, as user_id, userId or user.
     weight : str, optional
         Name of a column of weights, above 0: a rating counts as often as its weight says, over the mean of all.
+    is_set : callable
+        For a dense matrix: takes an array of values and returns which are set, as `not_nan` (the default),
+        `non_negative` or `always`.
     holdout : float
         Share of the ratings kept out for validation, from 0 up to but not 1; a hash of (seed, user, item) decides.
     grid : tuple of int, optional
@@ -132,15 +140,41 @@ def block_ratings(
     if grid and not all(1 <= n <= MAX_BLOCKS for n in grid):
         raise ParameterError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
     budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
-    ratings = open_ratings(source, Columns(user, item, rating, weight))
-    settings, id_types = Settings(int(seed), float(holdout), duplicates), tuple(ratings.id_types.values())
+    names = {"user": user, "item": item, "rating": rating, "weight": weight}
+    with as_parquet(source, path, names, is_set, client) as (parquet, columns):
+        ratings = open_ratings(parquet, columns)
+        options = Options(Settings(int(seed), float(holdout), duplicates), grid, budget, limit, int(rank))
+        _block(ratings, path, options, client, threads)
+    blocks = open_blocks(path)
+    logger.info(
+        "blocked: %s ratings to train on and %s held out, by %s users of %s items; %s repeat a pair (duplicates: %s)",
+        *(f"{n:,}" for n in (blocks.n_ratings, blocks.n_holdout, blocks.n_users, blocks.n_items)),
+        f"{blocks.settings['n_duplicates']:,}",
+        duplicates,
+    )
+    return blocks
+
+
+class Options(NamedTuple):
+    """How ratings are blocked; see `block_ratings`."""
+
+    settings: Settings
+    grid: tuple[int, int] | None
+    budget: int
+    limit: int
+    rank: int
+
+
+def _block(ratings: Ratings, path: str | Path, options: Options, client: Any, threads: int | None) -> None:
+    settings, grid, budget, limit, rank = options
+    id_types, weight = tuple(ratings.id_types.values()), ratings.columns.weight
     what = {
         "ratings": ratings.fingerprint(),
         **settings._asdict(),
         "grid": grid and list(grid),
         "memory_per_task": budget,
         "memory": limit,
-        "rank": int(rank),
+        "rank": rank,
         "distmf": version("distmf"),  # others may write other files on the way
     }
     with open_engine(client, threads) as engine, job_folder(path, KIND, what, TRANSIENT) as folder:
@@ -163,7 +197,7 @@ def block_ratings(
             sides.append(counts)
         folder.remove(COUNTS)
         if not sides[0].any():
-            raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {holdout}")
+            raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {settings.holdout}")
         if engine.shares_memory:
             n_ids = sum(map(len, sides))
             portions = portions.within(limit, engine.n_slots, 0, n_ids)
@@ -171,7 +205,7 @@ def block_ratings(
             portions = portions._replace(kept=reading.shrink(limit - others.total))
         n_strings = [len(counts) for counts, kind in zip(sides, id_types, strict=True) if not pa.types.is_integer(kind)]
         fitting = Fitting(
-            (sides[0], sides[1]), values, settings, int(rank), portions.string * sum(n_strings), weight is not None
+            (sides[0], sides[1]), values, settings, rank, portions.string * sum(n_strings), weight is not None
         )
         layout, portions = _layout(folder, engine, fitting, grid, budget, limit, portions)
         n_ranges = decide(folder, "naming", count_ranges, max(n_strings, default=0), portions.names)
@@ -180,19 +214,11 @@ def block_ratings(
         _write_tables(engine, folder, id_types, settings, counted, n_ranges)
         row_blocks = merge_runs(engine, folder, settings, layout, runs, ratings.n_rows, portions)
         _finish(folder, settings, layout, values, row_blocks)
-    blocks = open_blocks(path)
-    logger.info(
-        "blocked: %s ratings to train on and %s held out, by %s users of %s items; %s repeat a pair (duplicates: %s)",
-        *(f"{n:,}" for n in (blocks.n_ratings, blocks.n_holdout, blocks.n_users, blocks.n_items)),
-        f"{blocks.settings['n_duplicates']:,}",
-        duplicates,
-    )
-    return blocks
 
 
 @contextlib.contextmanager
 def blocks_of(
-    ratings: Blocks | str | Path | npt.NDArray[Any],
+    ratings: Any,
     is_set: IsSet,
     settings: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -215,9 +241,10 @@ def blocks_of(
     ParameterError
         If something is given that these ratings have no use for.
     """
-    if isinstance(ratings, Blocks | str | Path) and is_set is not not_nan:
-        raise ParameterError("is_set chooses the entries of a matrix; files and blocks hold only set ratings")
-    if isinstance(ratings, str | Path) and not is_blocks(ratings):
+    has_ratings = is_ratings(ratings) and not (isinstance(ratings, str | Path) and is_blocks(ratings))
+    if (isinstance(ratings, Blocks | str | Path) or has_ratings) and is_set is not not_nan:
+        raise ParameterError("is_set chooses the entries of a matrix; files, tables and blocks hold only set ratings")
+    if has_ratings:
         with temporary_folder(Path(tempfile.gettempdir()) / "distmf-ratings") as folder:
             try:
                 blocks = block_ratings(ratings, f"{folder}/blocks", **{**settings, **options})

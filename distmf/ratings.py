@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,7 +168,7 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
     for file in _files(fs, path, str(source)):
         with _open(fs, file) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            _check_columns(schema, columns, display_name(fs, file))
+            check_columns(schema.names, columns, display_name(fs, file))
             pieces += [
                 Piece(file, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
             ]
@@ -218,6 +218,31 @@ def read_ids(source: str | Path, column: str) -> pa.Array:
     """
     ratings = open_ratings(source, Columns(column, None, None))
     return pa.concat_arrays([batch.user for piece in ratings.pieces for batch in read_piece(ratings, piece)])
+
+
+def files_of(source: str | Path) -> list[tuple[Any, str]]:
+    """Return the file systems and paths of the files of a source.
+
+    Raises
+    ------
+    RatingsError
+        If there is none.
+    """
+    fs, path = url_to_fs(source)
+    return [(fs, file) for file in _files(fs, path, str(source))]
+
+
+def column_names(source: str | Path) -> list[str]:
+    """Return the names of the columns in the first file of a source.
+
+    Raises
+    ------
+    RatingsError
+        As `open_ratings`.
+    """
+    fs, file = files_of(source)[0]
+    with _open(fs, file) as parquet:
+        return list(parquet.schema_arrow.names)
 
 
 def _files(fs: Any, path: str, source: str) -> list[str]:
@@ -280,14 +305,21 @@ def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | Non
         raise RatingsError(f"{where} cannot be read: {one_line(err)}; the file is damaged, write it again") from err
 
 
-def _check_columns(schema: pa.Schema, columns: Columns, file: str) -> None:
+def check_columns(names: Sequence[str], columns: Columns, file: str) -> None:
+    """Refuse to read columns from a file, or what it is, that has others, or two of a name.
+
+    Raises
+    ------
+    RatingsError
+        With those that there are, and the one that may be meant.
+    """
     for option, name in zip(Columns._fields, columns, strict=True):
-        if name is None or schema.names.count(name) == 1:
+        if name is None or names.count(name) == 1:
             continue
-        there = ", ".join(repr(other) for other in schema.names) or "none"
-        if name in schema.names:
-            raise RatingsError(f"{file}: {schema.names.count(name)} columns are called {name!r}; rename them: {there}")
-        similar = difflib.get_close_matches(name, schema.names, n=1)
+        there = ", ".join(map(repr, names)) or "none"
+        if name in names:
+            raise RatingsError(f"{file}: {names.count(name)} columns are called {name!r}; rename them: {there}")
+        similar = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {option}={similar[0]!r}?" if similar else f"name the right one by {option}= (--{option})"
         raise RatingsError(f"{file}: there is no column {name!r}; there are: {there}; {hint}")
 

@@ -25,7 +25,7 @@ tables
 memory
 records tiles
 counting fitting tasks graph
-scattering
+scattering sources
 merging
 blocking
 sides checkpoint normalisation

@@ -1,0 +1,242 @@
+"""Ratings from where people have them -> Parquet that every worker can read, and the names of its columns.
+
+Parquet is read where it lies. Everything else is written as Parquet first, a part at a time: CSV and other text, Arrow
+tables and datasets, what exports itself as an Arrow stream (pandas, polars, DuckDB), Dask DataFrames, matrices.
+"""
+
+import contextlib
+import logging
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from distmf.errors import RatingsError
+from distmf.filesystem import display_name, one_line, opened
+from distmf.matrix import IsSet, not_nan, set_entries
+from distmf.ratings import Columns, check_columns, column_names, files_of
+from distmf.store import Folder, temporary_folder
+
+logger = logging.getLogger(__name__)
+
+# What columns are often called, in small letters and without what stands between words.
+KNOWN = {
+    "user": ("userid", "user", "uid", "customerid", "customer"),
+    "item": ("itemid", "item", "iid", "movieid", "movie", "productid", "product", "bookid", "trackid", "asin"),
+    "rating": ("rating", "ratings", "score", "stars"),
+}
+TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+ROWS_AT_ONCE = 1 << 20
+
+
+@contextlib.contextmanager
+def as_parquet(
+    source: Any,
+    beside: str | Path,
+    names: dict[str, str | None],
+    is_set: IsSet = not_nan,
+    client: Any = None,
+) -> Iterator[tuple[str | Path, Columns]]:
+    """Yield the path of ratings as Parquet, and their columns; what had to be written is gone afterwards.
+
+    Parameters
+    ----------
+    source : str, Path, table or matrix
+        A path or URL of Parquet or text; an Arrow table, reader or dataset; a pandas, polars or Dask DataFrame, or
+        whatever else exports an Arrow stream; a SciPy sparse matrix; a dense matrix.
+    beside : str or Path
+        What ratings that have to be written are written beside.
+    names : dict
+        Of the columns `user`, `item`, `rating` and `weight`; None for those that are to be guessed, and for no weight.
+    is_set : callable
+        For a dense matrix: which of its entries are set.
+    client : distributed.Client, optional
+        Whose workers write a Dask DataFrame.
+
+    Raises
+    ------
+    RatingsError
+        If there are no ratings there, they cannot be read, or it is not clear which columns they are in.
+    """
+    if isinstance(source, str | Path):
+        files = files_of(source)
+        if not all(_is_text(path) for _, path in files):
+            yield source, _columns(column_names(source), names, str(source))
+            return
+    with temporary_folder(f"{str(beside).rstrip('/')}.source") as folder:
+        if isinstance(source, str | Path):
+            columns = _write_text(files, folder, names)
+        elif hasattr(source, "to_parquet") and hasattr(source, "npartitions"):
+            columns = _columns([str(name) for name in source.columns], names, "the Dask DataFrame")
+            _write_dask(source[columns.names], folder, client)
+        else:
+            columns = _write_batches(*_batches(source, is_set), folder, names)
+        yield str(folder), columns
+
+
+def is_ratings(source: Any) -> bool:
+    """Return whether something holds ratings as they are, which a dense matrix does not."""
+    kinds = pa.Table, pa.RecordBatch, pa.RecordBatchReader, ds.Dataset
+    return isinstance(source, (str, Path, *kinds)) or any(
+        hasattr(source, name) for name in ("__arrow_c_stream__", "npartitions", "tocoo", "iloc")
+    )
+
+
+def _columns(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
+    """Return the columns to read: as they are named, or as the only one of a name that is known."""
+    found: dict[str, str] = {}
+    for what, known in KNOWN.items():
+        if (name := names.get(what)) is not None:
+            found[what] = name
+            continue
+        plain = {other: re.sub(r"[^a-z0-9]", "", other.lower()) for other in there}
+        fitting = [other for other in there if plain[other] in known]
+        if len(fitting) > 1:
+            raise RatingsError(
+                f"{source}: the {what} may be in {' or '.join(map(repr, fitting))}; say in which by {what}= (--{what})"
+            )
+        found[what] = fitting[0] if fitting else getattr(Columns(), what)
+    columns = Columns(**found, weight=names.get("weight"))
+    check_columns(there, columns, source)
+    if columns[:3] != Columns()[:3] and None in [names.get(what) for what in KNOWN]:
+        logger.info("users are in %r, items in %r, ratings in %r", *columns[:3])
+    return columns
+
+
+def _batches(source: Any, is_set: IsSet) -> tuple[pa.Schema, Iterator[pa.RecordBatch], str]:
+    """Return what a table or a matrix holds, a part at a time, and what it is."""
+    if isinstance(source, ds.Dataset):
+        return source.schema, source.to_batches(), "the dataset"
+    if isinstance(source, pa.RecordBatch):
+        source = pa.Table.from_batches([source])
+    if isinstance(source, pa.Table):
+        return source.schema, iter(source.to_batches(ROWS_AT_ONCE)), "the table"
+    if hasattr(source, "__arrow_c_stream__"):
+        reader = pa.RecordBatchReader.from_stream(source)
+        return reader.schema, iter(reader), f"the {type(source).__name__}"
+    if hasattr(source, "iloc"):  # a pandas DataFrame from before 2.2
+        return _batches(pa.Table.from_pandas(source, preserve_index=False), is_set)
+    if hasattr(source, "tocoo"):
+        matrix = source.tocoo()
+        rows, cols, values = matrix.row, matrix.col, matrix.data
+    else:
+        dense, mask = set_entries(source, is_set)
+        rows, cols = np.nonzero(mask)
+        values = dense[mask]
+    columns = rows.astype(np.int64), cols.astype(np.int64), values
+    return _batches(pa.table(dict(zip(Columns()[:3], columns, strict=True))), is_set)
+
+
+def _write_batches(
+    schema: pa.Schema, batches: Iterator[pa.RecordBatch], source: str, folder: Folder, names: dict[str, str | None]
+) -> Columns:
+    columns = _columns(schema.names, names, source)
+    kept = pa.schema([schema.field(name) for name in columns.names])
+    with folder.create("part-0.parquet") as file, pq.ParquetWriter(file, kept) as writer:
+        for batch in batches:
+            writer.write_batch(batch.select(columns.names))
+    return columns
+
+
+def _write_dask(frame: Any, folder: Folder, client: Any) -> None:
+    """Have the workers write the partitions of a Dask DataFrame, each its own."""
+    written = frame.to_parquet(str(folder), write_index=False, compute=False)
+    if client is None:
+        written.compute()
+    else:
+        client.compute(written).result()
+
+
+def _is_text(path: str) -> bool:
+    return posixpath.splitext(_uncompressed(path))[1].lower() in TEXT
+
+
+def _uncompressed(path: str) -> str:
+    stem, extension = posixpath.splitext(path)
+    return stem if extension.lower() in COMPRESSED else path
+
+
+def _write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[str, str | None]) -> Columns:
+    """Write files of text as Parquet, each as one file; return their columns, which are those of the first."""
+    columns = None
+    for n, (fs, path) in enumerate(files):
+        where = display_name(fs, path)
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(opened(fs, path))
+            compression = COMPRESSED.get(posixpath.splitext(path)[1].lower())
+            text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
+            first = text.read(1 << 16)
+            head, _, _ = first.partition(b"\n")
+            reader = stack.enter_context(_reader(_Rest(first, text), head.decode(errors="replace").strip(), where))
+            columns = columns or _columns(reader.schema.names, names, where)
+            check_columns(reader.schema.names, columns, where)
+            schema = pa.schema([reader.schema.field(name) for name in columns.names])
+            file = stack.enter_context(folder.create(f"part-{n}.parquet"))
+            writer = stack.enter_context(pq.ParquetWriter(file, schema))
+            try:
+                for batch in reader:
+                    writer.write_batch(batch.select(columns.names))
+            except pa.ArrowInvalid as err:
+                raise RatingsError(f"{where} cannot be read as text: {one_line(err)}") from err
+    assert columns is not None
+    return columns
+
+
+class _Rest:
+    """A stream of which the beginning has been read, from the beginning."""
+
+    closed = False
+
+    def __init__(self, first: bytes, rest: Any) -> None:
+        self._first, self._rest = first, rest
+
+    def read(self, n: int = -1) -> bytes:
+        found, self._first = self._first, b""
+        return found if found else bytes(self._rest.read(n))
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+
+def _reader(text: Any, head: str, where: str) -> Any:
+    """Return a reader of text with columns, given its first line.
+
+    Columns stand between "::", tabs, semicolons or commas. Without a line of names they are users, items and ratings,
+    in this order, as in the files of MovieLens.
+    """
+    delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
+    if delimiter is None:
+        raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}")
+    fields = head.split(delimiter)
+    if len(fields) < 3:
+        raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
+    step = len(delimiter)  # of "::", every other column is empty
+    has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
+    unnamed = ["user_id", "item_id", "rating", *(f"column {n}" for n in range(4, len(fields) + 1))]
+    columns = [field.strip().strip('"') for field in fields] if has_names else unnamed
+    spread = [name for column in columns for name in (column, *[""] * (step - 1))][: step * (len(columns) - 1) + 1]
+    options = {
+        "read_options": pc.ReadOptions(column_names=_unique(spread), skip_rows=int(has_names), use_threads=False),
+        "parse_options": pc.ParseOptions(delimiter=delimiter[0]),
+        "convert_options": pc.ConvertOptions(include_columns=columns),
+    }
+    try:
+        return pc.open_csv(pa.PythonFile(text, mode="r"), **options)
+    except pa.ArrowInvalid as err:
+        raise RatingsError(f"{where} cannot be read as text: {one_line(err)}") from err
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return names of which the empty ones are told apart."""
+    return [name or f"nothing {n}" for n, name in enumerate(names)]

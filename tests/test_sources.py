@@ -1,0 +1,169 @@
+"""Ratings from where people have them: each kind gives the blocks that Parquet gives."""
+
+import bz2
+import gzip
+import logging
+from pathlib import Path
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+from scipy import sparse
+
+import distmf
+from distmf import MatrixFactorization, block_ratings
+from distmf.errors import RatingsError
+from tests.clusters import cluster
+from tests.helpers import files, random_ratings, write
+
+OPTIONS: dict[str, Any] = {"grid": (2, 2), "holdout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return random_ratings(2000, 100, 50)
+
+
+@pytest.fixture(scope="module")
+def expected(table: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    write(folder / "r.parquet", table)
+    block_ratings(folder / "r.parquet", folder / "b", **OPTIONS)
+    return files(folder / "b")
+
+
+TABLES = {
+    "table": lambda table: table,
+    "batch": lambda table: table.combine_chunks().to_batches()[0],
+    "reader": lambda table: pa.RecordBatchReader.from_batches(table.schema, table.to_batches(300)),
+    "dataset": ds.dataset,
+    "pandas": lambda table: table.to_pandas(),
+    "pandas with an index": lambda table: table.to_pandas().sample(frac=1, random_state=0),
+    "polars": lambda table: pl.DataFrame(pl.from_arrow(table)),
+    "dask": lambda table: dd.from_pandas(table.to_pandas(), npartitions=3),
+    "sparse": lambda table: sparse.csr_matrix((table["rating"], (table["user_id"], table["item_id"]))),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_block_ratings__takes_tables(kind: str, table: pa.Table, expected: dict[str, bytes], tmp_path: Path) -> None:
+    block_ratings(TABLES[kind](table), tmp_path / "b", **OPTIONS)
+    assert files(tmp_path / "b") == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]  # nothing is left of what was written
+
+
+def test_block_ratings__takes_a_dense_matrix(table: pa.Table, tmp_path: Path) -> None:
+    matrix = np.full((100, 50), -1.0)
+    matrix[table["user_id"], table["item_id"]] = table["rating"]
+    block_ratings(matrix, tmp_path / "b", is_set=distmf.non_negative, **OPTIONS)
+    holed = np.where(matrix < 0, np.nan, matrix)
+    block_ratings(holed, tmp_path / "c", **OPTIONS)
+    assert files(tmp_path / "b") == files(tmp_path / "c")
+    assert distmf.open_blocks(tmp_path / "b").n_users == len(set(table["user_id"].to_pylist()))
+
+
+def test_block_ratings__has_the_workers_write_a_dask_dataframe(
+    table: pa.Table, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    with cluster(2, tmp_path) as client:
+        assert isinstance(client, Client)
+        block_ratings(dd.from_pandas(table.to_pandas(), npartitions=4), tmp_path / "b", client=client, **OPTIONS)
+    assert files(tmp_path / "b") == expected
+
+
+def lines(table: pa.Table, delimiter: str, *, header: bool) -> bytes:
+    rows = zip(*(table[name].to_pylist() for name in ("user_id", "item_id", "rating")), strict=True)
+    text = [delimiter.join(map(str, (*row, 978300760))) for row in rows]
+    return "\n".join(
+        [*([delimiter.join(["userId", "movieId", "rating", "timestamp"])] if header else []), *text]
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "header"),
+    [
+        ("ratings.csv", ",", True),
+        ("ratings.csv", ";", True),
+        ("ratings.dat", "::", False),
+        ("u.data", "\t", False),
+        ("r.tsv", "\t", True),
+        ("r.csv.gz", ",", True),
+        ("r.dat.bz2", "::", False),
+    ],
+)
+def test_block_ratings__takes_text(
+    name: str, delimiter: str, header: bool, table: pa.Table, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    data = lines(table, delimiter, header=header)
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(compress(data))
+    block_ratings(tmp_path / name, tmp_path / "b", **OPTIONS)
+    assert files(tmp_path / "b") == expected
+
+
+def test_block_ratings__takes_several_files_of_text(
+    table: pa.Table, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    for n in range(3):
+        pc.write_csv(table.slice(700 * n, 700), tmp_path / f"r{n}.csv")
+    block_ratings(f"{tmp_path}/r*.csv", tmp_path / "b", **OPTIONS)
+    assert files(tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize(
+    "names", [("userId", "movieId", "Rating"), ("user", "item", "stars"), ("User ID", "asin", "score")]
+)
+def test_columns__are_found_by_names_that_are_known(
+    names: tuple[str, str, str],
+    table: pa.Table,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = tmp_path / "r.parquet"
+    pq.write_table(table.select(["user_id", "item_id", "rating"]).rename_columns(list(names)), source)
+    with caplog.at_level(logging.INFO, "distmf"):
+        block_ratings(source, tmp_path / "b", **OPTIONS)
+    assert "users are in {!r}, items in {!r}, ratings in {!r}".format(*names) in caplog.text
+    assert files(tmp_path / "b") == expected
+
+
+def test_columns__that_are_not_clear_are_asked_for(table: pa.Table, tmp_path: Path) -> None:
+    both = table.append_column("user", table["user_id"])
+    with pytest.raises(RatingsError, match=r"the user may be in 'user_id' or 'user'; say in which by user= \(--user\)"):
+        block_ratings(both, tmp_path / "b")
+    block_ratings(both, tmp_path / "b", user="user")
+    with pytest.raises(RatingsError, match="there is no column 'usr'; there are: .*did you mean user='user'"):
+        block_ratings(both, tmp_path / "c", user="usr")
+    with pytest.raises(RatingsError, match="there is no column 'rating'; there are: 'user_id', 'item_id'"):
+        block_ratings(table.select(["user_id", "item_id"]), tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello\nworld\n", "there are no columns in its first line, 'hello'"),
+        ("1,2\n3,4\n", "users, items and ratings need a column each; its first line is '1,2'"),
+        ("user,item,rating\n1,2,3\n1,2\n", "cannot be read as text: .*Expected 3 columns"),
+    ],
+)
+def test_text__that_is_none_is_refused_with_its_name(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(RatingsError, match=f"r.csv.*{message}"):
+        block_ratings(tmp_path / "r.csv", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "sparse", "dask"])
+def test_fit__takes_tables(kind: str, table: pa.Table, tmp_path: Path) -> None:
+    write(tmp_path / "r.parquet", table)
+    found = MatrixFactorization(4, epochs=2).fit(TABLES[kind](table), grid=(2, 2))
+    by_file = MatrixFactorization(4, epochs=2).fit(tmp_path / "r.parquet", grid=(2, 2))
+    np.testing.assert_array_equal(found.user_factors_, by_file.user_factors_)
