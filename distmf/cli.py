@@ -5,7 +5,9 @@ import io
 import logging
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -45,9 +47,10 @@ from distmf.options import (
 from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
-from distmf.ratings import Columns, open_ratings, read_ids, read_piece
+from distmf.ratings import open_ratings, read_ids, read_piece
 from distmf.recommending import recommend_all
 from distmf.sizes import counted
+from distmf.sources import as_parquet
 from distmf.store import Folder, free_folder, new_file, refuse_nested
 from distmf.tune_command import tune
 
@@ -120,7 +123,8 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
 def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Block ratings once, to train on them many times.
 
-    RATINGS is Parquet: a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of one.
+    RATINGS is Parquet or text (.csv, .tsv, .dat): a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of
+    one.
     """
     with reporting(as_json=as_json, quiet=quiet) as report:
         given = given_options(given)
@@ -298,19 +302,20 @@ def predict(
     `prediction`, and `is_unseen`: whether the user or the item was not trained on.
     """
     with reporting(as_json=as_json, quiet=quiet) as report:
-        trained = load(model).model_
-        source = open_ratings(pairs, Columns(**given_options(given), rating=None))
-        more = {"std": pa.float32()} if std else {}
-        schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_(), **more})
-        progress, n_unseen = Progress(logger, "predicting", source.n_rows), 0
-        with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
-            for piece in source.pieces:
-                for batch in read_piece(source, piece):
-                    predicted = trained.predict(batch.user, batch.item, clip=not no_clip, with_stds=std)
-                    columns = [batch.user, batch.item, *predicted[: 3 if std else 2]]
-                    writer.write_table(pa.table(columns, schema=schema))
-                    progress.advance(len(predicted.ratings))
-                    n_unseen += int(predicted.is_unseen.sum())
+        trained, names = load(model).model_, {"user": given["user"], "item": given["item"]}
+        with as_parquet(pairs, Path(tempfile.gettempdir()) / "distmf-pairs", names) as (parquet, columns):
+            source, n_unseen = open_ratings(parquet, columns), 0
+            progress = Progress(logger, "predicting", source.n_rows)
+            more = {"std": pa.float32()} if std else {}
+            schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_(), **more})
+            with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+                for piece in source.pieces:
+                    for batch in read_piece(source, piece):
+                        predicted = trained.predict(batch.user, batch.item, clip=not no_clip, with_stds=std)
+                        arrays = [batch.user, batch.item, *predicted[: 3 if std else 2]]
+                        writer.write_table(pa.table(arrays, schema=schema))
+                        progress.advance(len(predicted.ratings))
+                        n_unseen += int(predicted.is_unseen.sum())
         found = {"n": source.n_rows, "n_unseen": n_unseen, "path": out}
         report(found, f"{source.n_rows:,} predictions in {out}; {n_unseen:,} with an unseen user or item")
 

@@ -2,16 +2,19 @@
 
 import logging
 import math
+import tempfile
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from distmf.factorization import MatrixFactorization
+from distmf.model import Model
 from distmf.pairs import in_threads
 from distmf.progress import Progress
-from distmf.ratings import Columns, Piece, open_ratings, read_piece
+from distmf.ratings import Piece, Ratings, open_ratings, read_piece
+from distmf.sources import as_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +38,11 @@ class Evaluation(TypedDict):
 
 def evaluate(
     mf: MatrixFactorization,
-    source: str | Path,
+    source: Any,
     *,
-    user: str = "user_id",
-    item: str = "item_id",
-    rating: str = "rating",
+    user: str | None = None,
+    item: str | None = None,
+    rating: str | None = None,
     clip: bool = True,
 ) -> Evaluation:
     """Compare predictions with ratings that the model has not been trained on.
@@ -48,10 +51,10 @@ def evaluate(
     ----------
     mf : MatrixFactorization
         A trained model.
-    source : str or Path
-        Parquet: a file, a folder, a glob or an fsspec URL.
-    user, item, rating : str
-        Names of the columns.
+    source : str, Path, table or matrix
+        Ratings, as for `block_ratings`.
+    user, item, rating : str, optional
+        Names of the columns; by default those that can be nothing else, as user_id, userId or user.
     clip : bool
         Whether to clip predictions to the range of the ratings that were trained on.
 
@@ -71,25 +74,9 @@ def evaluate(
     """
     model = mf.model_
     has_draws = model.noise_std is not None
-    ratings = open_ratings(source, Columns(user, item, rating))
-    progress = Progress(logger, "evaluating", ratings.n_rows)
-    clip_to = {"clip": clip, "with_stds": has_draws}
-
-    def sums(piece: Piece) -> npt.NDArray[np.float64]:
-        found = np.zeros(4 + len(INTERVALS))
-        for batch in read_piece(ratings, piece):
-            predicted = model.predict(batch.user, batch.item, **clip_to)
-            errors = np.abs(batch.rating - predicted.ratings.astype(np.float64))
-            stds = predicted.stds
-            within = [] if stds is None else [errors <= width * stds for width in INTERVALS.values()]
-            counts = [len(errors), np.count_nonzero(predicted.is_unseen), *map(np.count_nonzero, within)]
-            found[: 2 + len(counts)] += [errors @ errors, errors.sum(), *counts]
-        return found
-
-    total = np.zeros(4 + len(INTERVALS))
-    for found in in_threads(sums, ratings.pieces):
-        total += found
-        progress.advance(int(found[2]))
+    names = {"user": user, "item": item, "rating": rating}
+    with as_parquet(source, Path(tempfile.gettempdir()) / "distmf-ratings", names) as (parquet, columns):
+        total = _sums(model, open_ratings(parquet, columns), clip=clip)
     squared, absolute, n, n_unseen, *n_within = total.tolist()
     within_50, within_90 = (count / n if has_draws else None for count in n_within)
     return {
@@ -100,3 +87,24 @@ def evaluate(
         "within_50": within_50,
         "within_90": within_90,
     }
+
+
+def _sums(model: Model, ratings: Ratings, *, clip: bool) -> npt.NDArray[np.float64]:
+    """Return over all ratings: sums of squared and of absolute errors; how many there are, unseen, in each interval."""
+    progress, has_draws = Progress(logger, "evaluating", ratings.n_rows), model.noise_std is not None
+
+    def of_piece(piece: Piece) -> npt.NDArray[np.float64]:
+        found = np.zeros(4 + len(INTERVALS))
+        for batch in read_piece(ratings, piece):
+            predicted = model.predict(batch.user, batch.item, clip=clip, with_stds=has_draws)
+            errors, stds = np.abs(batch.rating - predicted.ratings.astype(np.float64)), predicted.stds
+            within = [] if stds is None else [errors <= width * stds for width in INTERVALS.values()]
+            counts = [len(errors), np.count_nonzero(predicted.is_unseen), *map(np.count_nonzero, within)]
+            found[: 2 + len(counts)] += [errors @ errors, errors.sum(), *counts]
+        return found
+
+    total = np.zeros(4 + len(INTERVALS))
+    for found in in_threads(of_piece, ratings.pieces):
+        total += found
+        progress.advance(int(found[2]))
+    return total

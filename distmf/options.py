@@ -130,10 +130,12 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 column_options = options(
-    click.option("--user", metavar="COLUMN", help="Column of the user ids.  [default: user_id]"),
-    click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id]"),
+    click.option("--user", metavar="COLUMN", help="Column of the user ids.  [default: user_id, or as it is called]"),
+    click.option("--item", metavar="COLUMN", help="Column of the item ids.  [default: item_id, or as it is called]"),
 )
-rating_option = click.option("--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating]")
+rating_option = click.option(
+    "--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating, or as it is called]"
+)
 weight_option = click.option("--weight", metavar="COLUMN", help="Column of weights: how much each rating counts.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")

@@ -56,7 +56,8 @@ def as_parquet(
     beside : str or Path
         What ratings that have to be written are written beside.
     names : dict
-        Of the columns `user`, `item`, `rating` and `weight`; None for those that are to be guessed, and for no weight.
+        Of the columns `user`, `item`, `rating` and `weight`, as far as they are needed; None for those to be guessed,
+        and for no weight.
     is_set : callable
         For a dense matrix: which of its entries are set.
     client : distributed.Client, optional
@@ -76,7 +77,9 @@ def as_parquet(
         if isinstance(source, str | Path):
             columns = _write_text(files, folder, names)
         elif hasattr(source, "to_parquet") and hasattr(source, "npartitions"):
-            columns = _columns([str(name) for name in source.columns], names, "the Dask DataFrame")
+            there = [str(name) for name in source.columns]
+            columns = _columns(there, names, "the Dask DataFrame")
+            check_columns(there, columns, "the Dask DataFrame")
             _write_dask(source[columns.names], folder, client)
         else:
             columns = _write_batches(*_batches(source, is_set), folder, names)
@@ -93,10 +96,10 @@ def is_ratings(source: Any) -> bool:
 
 def _columns(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
     """Return the columns to read: as they are named, or as the only one of a name that is known."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for what, known in KNOWN.items():
-        if (name := names.get(what)) is not None:
-            found[what] = name
+        if what not in names or names[what] is not None:
+            found[what] = names.get(what)
             continue
         plain = {other: re.sub(r"[^a-z0-9]", "", other.lower()) for other in there}
         fitting = [other for other in there if plain[other] in known]
@@ -106,9 +109,9 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
             )
         found[what] = fitting[0] if fitting else getattr(Columns(), what)
     columns = Columns(**found, weight=names.get("weight"))
-    check_columns(there, columns, source)
-    if columns[:3] != Columns()[:3] and None in [names.get(what) for what in KNOWN]:
-        logger.info("users are in %r, items in %r, ratings in %r", *columns[:3])
+    guessed = {what: name for what, name in found.items() if what in names and names[what] is None}
+    if any(name != getattr(Columns(), what) for what, name in guessed.items()):
+        logger.info("%s: %s", source, ", ".join(f"{what}s are in {name!r}" for what, name in guessed.items()))
     return columns
 
 
@@ -140,6 +143,7 @@ def _write_batches(
     schema: pa.Schema, batches: Iterator[pa.RecordBatch], source: str, folder: Folder, names: dict[str, str | None]
 ) -> Columns:
     columns = _columns(schema.names, names, source)
+    check_columns(schema.names, columns, source)
     kept = pa.schema([schema.field(name) for name in columns.names])
     with folder.create("part-0.parquet") as file, pq.ParquetWriter(file, kept) as writer:
         for batch in batches:

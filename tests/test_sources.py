@@ -131,7 +131,7 @@ def test_columns__are_found_by_names_that_are_known(
     pq.write_table(table.select(["user_id", "item_id", "rating"]).rename_columns(list(names)), source)
     with caplog.at_level(logging.INFO, "distmf"):
         block_ratings(source, tmp_path / "b", **OPTIONS)
-    assert "users are in {!r}, items in {!r}, ratings in {!r}".format(*names) in caplog.text
+    assert "users are in {!r}, items are in {!r}, ratings are in {!r}".format(*names) in caplog.text
     assert files(tmp_path / "b") == expected
 
 
