@@ -1,5 +1,6 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
+import difflib
 import inspect
 import logging
 from pathlib import Path
@@ -23,6 +24,7 @@ from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
 from distmf.sides import Float32, Neighbours
+from distmf.sources import pairs_of, table_of
 from distmf.store import Folder, new_folder
 from distmf.trainer import Trainer
 from distmf.training import reg_of
@@ -142,7 +144,7 @@ class MatrixFactorization:
         self.reg = reg
         self.bias_reg = bias_reg
         self.l1_reg = l1_reg
-        self.epochs = epochs if epochs is not None else EPOCHS_OF_CHAIN if posterior_samples else EPOCHS
+        self.epochs = epochs
         self.step_size = step_size
         self.step_decay = step_decay
         self.tol = tol
@@ -154,11 +156,51 @@ class MatrixFactorization:
         self._model: Model | None = None
 
     def __repr__(self) -> str:
-        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in self.hyperparameters.items())})"
+        parameters = inspect.signature(type(self)).parameters
+        given = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
+        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return what the constructor was given, by name, as estimators of scikit-learn do.
+
+        Parameters
+        ----------
+        deep : bool
+            Without effect: no parameter is an estimator.
+        """
+        return {name: getattr(self, name) for name in HYPERPARAMETERS}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the constructor by name, and return the estimator itself.
+
+        Raises
+        ------
+        ParameterError
+            If there is no parameter of a name.
+        """
+        for name, value in params.items():
+            if name not in HYPERPARAMETERS:
+                similar = difflib.get_close_matches(name, HYPERPARAMETERS, n=1)
+                hint = f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(HYPERPARAMETERS)}"
+                raise ParameterError(f"there is no parameter {name!r}; {hint}")
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Say to scikit-learn what this is; only scikit-learn asks."""
+        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags  # noqa: PLC0415 (not a dependency)
+
+        inputs = InputTags(string=True)
+        return Tags("regressor", TargetTags(required=True), None, None, RegressorTags(), input_tags=inputs)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether there is a trained model."""
+        return self._model is not None
 
     def fit(
         self,
-        ratings: Blocks | str | Path | npt.NDArray[Any],
+        ratings: Any,
+        y: Any = None,
         *,
         start: Self | None = None,
         is_set: IsSet = not_nan,
@@ -176,9 +218,12 @@ class MatrixFactorization:
 
         Parameters
         ----------
-        ratings : Blocks, str, Path or array of shape (n_users, n_items)
-            Blocks, or the path of blocks; or the path of raw ratings, which are blocked in a temporary folder first; or
-            a dense matrix, whose row and column indices are the ids.
+        ratings : Blocks, str, Path, table or matrix
+            Blocks, or the path of blocks; or ratings as `block_ratings` takes them, which are blocked in a temporary
+            folder first; or a dense matrix of shape (n_users, n_items), whose row and column indices are the ids.
+        y : array-like, shape (n,), optional
+            For scikit-learn's manners: the ratings of pairs, which `ratings` then holds: a table with a column of users
+            and one of items, or an array of shape (n, 2).
         start : MatrixFactorization, optional
             A trained model to go on from: its users and items keep their factors and biases, those that it did not know
             begin as usual, and μ and σ stay as they were. In the end this model has all that either knows of.
@@ -227,11 +272,11 @@ class MatrixFactorization:
         KeyboardInterrupt
             On Ctrl-C; the model is then that of the last good epoch.
         """
-        for name, value in checked(self.hyperparameters).items():
-            setattr(self, name, value)
+        parameters = checked(self.hyperparameters)
+        ratings = ratings if y is None else table_of(*pairs_of(ratings), y)
         warm = None if start is None else self._fitting(start)
         place = Place(client, threads, checkpoint, checkpoint_every, resume, memory).checked()
-        with open_trainer(self.hyperparameters, ratings, place, is_set, options, warm) as trainer:
+        with open_trainer(parameters, ratings, place, is_set, options, warm) as trainer:
             self._run(trainer, warm)
         return self
 
@@ -353,8 +398,9 @@ class MatrixFactorization:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """What the constructor was given, by name."""
-        return {name: getattr(self, name) for name in HYPERPARAMETERS}
+        """What the constructor was given, by name, with the number of epochs where none was."""
+        epochs = self.epochs or (EPOCHS_OF_CHAIN if self.posterior_samples else EPOCHS)
+        return {**self.get_params(), "epochs": epochs}
 
     @property
     def model_(self) -> Model:
@@ -416,19 +462,19 @@ class MatrixFactorization:
         NotFittedError
             Before training.
         """
-        chain = self.epochs if self.posterior_samples else 0
+        chain = self.hyperparameters["epochs"] if self.posterior_samples else 0
         return diagnose(self.history_, adapts_step=self.step_size == "auto", chain=chain)
 
     @overload
     def predict(
-        self, user_ids: Any, item_ids: Any, *, clip: bool = ..., return_std: Literal[False] = ...
+        self, user_ids: Any, item_ids: Any = ..., *, clip: bool = ..., return_std: Literal[False] = ...
     ) -> Float32: ...
     @overload
     def predict(
-        self, user_ids: Any, item_ids: Any, *, clip: bool = ..., return_std: Literal[True]
+        self, user_ids: Any, item_ids: Any = ..., *, clip: bool = ..., return_std: Literal[True]
     ) -> tuple[Float32, Float32]: ...
     def predict(
-        self, user_ids: Any, item_ids: Any, *, clip: bool = True, return_std: bool = False
+        self, user_ids: Any, item_ids: Any = None, *, clip: bool = True, return_std: bool = False
     ) -> Float32 | tuple[Float32, Float32]:
         """Return the predicted rating of each (user, item) pair.
 
@@ -437,7 +483,7 @@ class MatrixFactorization:
         Parameters
         ----------
         user_ids, item_ids : array-like, shape (n,)
-            Raw ids; two single ids are a pair.
+            Raw ids; two single ids are a pair. Or without `item_ids` pairs, as for `fit` with `y`.
         clip : bool
             Whether to clip to the range of the observed ratings.
         return_std : bool
@@ -457,8 +503,25 @@ class MatrixFactorization:
         ValueError
             If there are not as many users as items.
         """
-        found = self.model_.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
+        model = self.model_
+        if item_ids is None:
+            user_ids, item_ids = pairs_of(user_ids)
+        found = model.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
         return found.ratings if found.stds is None else (found.ratings, found.stds)
+
+    def score(self, pairs: Any, y: Any) -> float:
+        """Return R², the share of the variance of ratings that predictions explain, as regressors of scikit-learn do.
+
+        Parameters
+        ----------
+        pairs : table, or array of shape (n, 2)
+            Users and items, as for `fit` with `y`.
+        y : array-like, shape (n,)
+            Their ratings.
+        """
+        ratings = np.asarray(y, dtype=np.float64)
+        errors = ratings - self.predict(pairs)
+        return float(1 - (errors @ errors) / np.square(ratings - ratings.mean()).sum())
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
         """Return for each (user, item) pair whether its user or its item was not trained on.
@@ -580,7 +643,7 @@ class MatrixFactorization:
         """
         model = self.model_
         with new_folder(path, KIND) as folder:
-            model.save(folder, self.hyperparameters)
+            model.save(folder, checked(self.hyperparameters))
 
 
 HYPERPARAMETERS = tuple(inspect.signature(MatrixFactorization).parameters)

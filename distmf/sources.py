@@ -94,6 +94,31 @@ def is_ratings(source: Any) -> bool:
     )
 
 
+def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
+    """Return the users and the items of pairs: of a table with a column of each, or an array of shape (n, 2).
+
+    Raises
+    ------
+    RatingsError
+        If it is neither.
+    """
+    if hasattr(pairs, "columns") or hasattr(pairs, "__arrow_c_stream__"):
+        schema, batches, what = _batches(pairs, not_nan)
+        columns = _columns(schema.names, {"user": None, "item": None}, what)
+        check_columns(schema.names, columns, what)
+        table = pa.Table.from_batches(batches, schema)
+        return tuple(table[name].combine_chunks() for name in columns.ids)
+    array = np.asarray(pairs)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
+    return pa.array(array[:, 0]), pa.array(array[:, 1])
+
+
+def table_of(users: pa.Array, items: pa.Array, ratings: Any) -> pa.Table:
+    """Return ratings of pairs as a table."""
+    return pa.table(dict(zip(Columns()[:3], (users, items, np.asarray(ratings)), strict=True)))
+
+
 def _columns(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
     """Return the columns to read: as they are named, or as the only one of a name that is known."""
     found: dict[str, Any] = {}

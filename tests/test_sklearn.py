@@ -1,0 +1,98 @@
+"""What scikit-learn expects of an estimator; it is no dependency but of these tests."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from sklearn.base import clone, is_regressor
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import check_is_fitted
+
+from distmf import MatrixFactorization
+from distmf.errors import NotFittedError, ParameterError, RatingsError
+from tests.helpers import random_ratings
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return random_ratings(3000, 100, 60)
+
+
+def pairs(table: pa.Table, kind: str) -> Any:
+    frame = table.select(["user_id", "item_id"]).to_pandas()
+    return {"array": frame.to_numpy(), "pandas": frame, "arrow": table.select(["user_id", "item_id"])}[kind]
+
+
+def test_parameters__are_got_and_set() -> None:
+    mf = MatrixFactorization(32, reg=0.05)
+    assert mf.get_params()["reg"] == 0.05
+    assert mf.set_params(rank=16, posterior_samples=4) is mf
+    assert (mf.rank, mf.hyperparameters["epochs"]) == (16, 200)
+    with pytest.raises(ParameterError, match="there is no parameter 'rnk'; did you mean 'rank'"):
+        mf.set_params(rnk=3)
+    assert repr(MatrixFactorization()) == "MatrixFactorization()"
+    assert repr(MatrixFactorization(8, reg=0.1)) == "MatrixFactorization(rank=8, reg=0.1)"
+
+
+def test_clone__has_the_parameters_and_no_model(table: pa.Table) -> None:
+    mf = MatrixFactorization(4, epochs=2, bounds=(1.0, 5.0)).fit(pairs(table, "array"), table["rating"])
+    other = clone(mf)
+    assert other.get_params() == mf.get_params()
+    with pytest.raises(NotFittedError):
+        other.predict(pairs(table, "array"))
+    with pytest.raises(SklearnNotFittedError):
+        check_is_fitted(other)
+    check_is_fitted(mf)
+    assert is_regressor(mf)
+
+
+@pytest.mark.parametrize("kind", ["array", "pandas", "arrow"])
+def test_fit__takes_pairs_and_ratings(kind: str, table: pa.Table) -> None:
+    X, y = pairs(table, kind), table["rating"].to_numpy()
+    mf = MatrixFactorization(4, epochs=5).fit(X, y)
+    whole = MatrixFactorization(4, epochs=5).fit(table)
+    np.testing.assert_array_equal(mf.user_factors_, whole.user_factors_)
+    predicted = mf.predict(X)
+    np.testing.assert_array_equal(predicted, mf.predict(table["user_id"], table["item_id"]))
+    assert mf.score(X, y) == pytest.approx(r2_score(y, predicted), abs=1e-6)
+    with pytest.raises(RatingsError, match=r"array of shape \(n, 2\); this has the shape \(5,\)"):
+        mf.predict(np.arange(5))
+
+
+def test_fit__leaves_its_parameters_as_they_are(table: pa.Table) -> None:
+    mf = MatrixFactorization(np.int64(4), epochs=None, reg="auto")  # type: ignore[arg-type]
+    before = mf.get_params()
+    mf.fit(table)
+    assert all(mf.get_params()[name] is value for name, value in before.items())
+
+
+def test_grid_search__works_on_pairs_with_names(table: pa.Table) -> None:
+    frame = table.to_pandas()
+    X, y = frame[["user_id", "item_id"]].rename(columns={"item_id": "movieId"}), frame["rating"]
+    X = X.assign(user_id="u" + X["user_id"].astype(str))
+    search = GridSearchCV(MatrixFactorization(epochs=8), {"rank": [1, 4], "bias_reg": [0.02, 5.0]}, cv=3).fit(X, y)
+    assert search.best_params_["bias_reg"] == 0.02
+    assert search.best_score_ > 0.5
+    assert isinstance(search.predict(pd.DataFrame({"user_id": ["u3"], "movieId": [5]})), np.ndarray)
+
+
+def test_pipeline__ends_with_it(table: pa.Table) -> None:
+    X, y = pairs(table, "array"), table["rating"].to_numpy()
+    train_X, test_X, train_y, test_y = train_test_split(X, y, random_state=0)
+    pipeline = Pipeline([("shift", FunctionTransformer(lambda X: X + 7)), ("mf", MatrixFactorization(4))])
+    pipeline.set_params(mf__epochs=10).fit(train_X, train_y)
+    assert pipeline.score(test_X, test_y) > 0.5
+    assert cross_val_score(pipeline, X, y, cv=3, scoring="neg_root_mean_squared_error").mean() > -0.6
+
+
+def test_import__does_not_need_scikit_learn() -> None:
+    code = "import sys, distmf; distmf.MatrixFactorization(3).get_params(); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
