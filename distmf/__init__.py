@@ -10,6 +10,7 @@ from distmf.blocks import Blocks, open_blocks
 from distmf.evaluate import evaluate
 from distmf.factorization import MatrixFactorization, load
 from distmf.matrix import always, non_negative, not_nan
+from distmf.ranking import evaluate_ranking
 from distmf.recommending import recommend_all
 from distmf.tuning import tune
 
@@ -24,6 +25,7 @@ __all__ = [
     "datasets",
     "errors",
     "evaluate",
+    "evaluate_ranking",
     "load",
     "non_negative",
     "not_nan",

@@ -34,7 +34,7 @@ trainer folding warm parameters
 training
 preparing
 factorization datasets halving recommending
-evaluate tuning describe options simulation footprint
+evaluate ranking tuning describe options simulation footprint
 demo plan
 rates describe_plan
 plan_command tune_command
