@@ -47,6 +47,7 @@ from distmf.options import (
 from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
+from distmf.ranking import evaluate_ranking
 from distmf.ratings import open_ratings, read_ids, read_piece
 from distmf.recommending import recommend_all
 from distmf.sizes import counted
@@ -260,21 +261,43 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
 @main.command()
 @click.argument("model")
 @click.argument("ratings")
+@click.option("--ranking", metavar="N", type=click.IntRange(1), help="Judge lists of the N best items as well.")
+@click.option(
+    "--relevant", type=Number(), help="For --ranking: ratings from which on an item was liked.  [default: all]"
+)
+@click.option("--exclude", metavar="BLOCKS", help="For --ranking: leave out what the users rated in these blocks.")
 @column_options
 @rating_option
 @output_options
-def evaluate(model: str, ratings: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def evaluate(
+    model: str,
+    ratings: str,
+    ranking: int | None,
+    relevant: float | None,
+    exclude: str | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Compare predictions with ratings.
 
-    RATINGS (Parquet) are those that MODEL was not trained on.
+    RATINGS (Parquet or text) are those that MODEL was not trained on.
     """
+    if ranking is None and (relevant is not None or exclude is not None):
+        raise click.UsageError("--relevant and --exclude are for --ranking")
     with reporting(as_json=as_json, quiet=quiet) as report:
-        found = distmf.evaluate(load(model), ratings, **given_options(given))
-        report(
-            dict(found),
+        mf, columns = load(model), given_options(given)
+        found = distmf.evaluate(mf, ratings, **columns)
+        text = (
             f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
-            f"{found['n_unseen']:,} of them with a user or an item that was not trained on" + _calibration(found),
+            f"{found['n_unseen']:,} of them with a user or an item that was not trained on{_calibration(found)}"
         )
+        lists: dict[str, Any] = {}
+        if ranking is not None:
+            lists = dict(evaluate_ranking(mf, ratings, ranking, relevant=relevant, exclude=exclude, **columns))
+            means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
+            text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
+        report({**found, **lists}, text)
 
 
 def _calibration(found: Evaluation) -> str:

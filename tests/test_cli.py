@@ -155,6 +155,15 @@ def test_predict_and_recommend__say_how_sure_they_are_where_there_are_draws(fold
     assert rows["item_id"].to_pylist() == best.item_ids.tolist()
 
 
+def test_evaluate__judges_lists(folder: Path) -> None:
+    mf, source = distmf.load(folder / "model"), folder / "r.parquet"
+    found = as_json(run("evaluate", folder / "model", source, "--ranking", 5, "--relevant", 4, "--json"))
+    expected = {**distmf.evaluate(mf, source), **distmf.evaluate_ranking(mf, source, 5, relevant=4)}
+    assert found == expected
+    assert "over the 5 best for " in run("evaluate", folder / "model", source, "--ranking", 5).stdout
+    assert run("evaluate", folder / "model", source, "--relevant", 4).exit_code == 2
+
+
 def test_recommend(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     found = as_json(run("recommend", folder / "model", out, "-n", 3, "--json"))
