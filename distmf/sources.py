@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from distmf.errors import RatingsError
@@ -88,10 +87,9 @@ def as_parquet(
 
 def is_ratings(source: Any) -> bool:
     """Return whether something holds ratings as they are, which a dense matrix does not."""
-    kinds = pa.Table, pa.RecordBatch, pa.RecordBatchReader, ds.Dataset
-    return isinstance(source, (str, Path, *kinds)) or any(
-        hasattr(source, name) for name in ("__arrow_c_stream__", "npartitions", "tocoo", "iloc")
-    )
+    kinds = str | Path | pa.Table | pa.RecordBatch | pa.RecordBatchReader
+    marks = "scanner", "__arrow_c_stream__", "npartitions", "tocoo", "iloc"  # of datasets, streams, Dask, SciPy, pandas
+    return isinstance(source, kinds) or any(hasattr(source, mark) for mark in marks)
 
 
 def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
@@ -142,7 +140,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
 
 def _batches(source: Any, is_set: IsSet) -> tuple[pa.Schema, Iterator[pa.RecordBatch], str]:
     """Return what a table or a matrix holds, a part at a time, and what it is."""
-    if isinstance(source, ds.Dataset):
+    if hasattr(source, "scanner"):  # a dataset, whose module would import pandas
         return source.schema, source.to_batches(), "the dataset"
     if isinstance(source, pa.RecordBatch):
         source = pa.Table.from_batches([source])
