@@ -399,7 +399,8 @@ class MatrixFactorization:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """What the constructor was given, by name, with the number of epochs where none was."""
-        epochs = self.epochs or (EPOCHS_OF_CHAIN if self.posterior_samples else EPOCHS)
+        default = EPOCHS_OF_CHAIN if self.posterior_samples else EPOCHS
+        epochs = default if self.epochs is None else self.epochs
         return {**self.get_params(), "epochs": epochs}
 
     @property

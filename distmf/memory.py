@@ -5,6 +5,7 @@ not count, as the system takes them back when it needs them. The plan for the wo
 """
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from distmf.tables import string_bytes
 FLOAT_BYTES = 4
 LINE_BYTES = 20  # of a row of a chain of draws, besides factors and biases
 COMPILER = 38 << 20  # while it makes the kernel, and that is written down
-LIBRARIES = 156 << 20  # Python, Arrow, Dask, the compiler and what it made
+PANDAS = 24 << 20 if find_spec("pandas") else 0  # which Arrow imports wherever it is
+LIBRARIES = (156 << 20) + PANDAS  # Python, Arrow, Dask, the compiler and what it made
 IN_PASSING = 2  # row blocks from the disk, besides two for each column block, of one epoch and of the next
 ID_BYTES = 48  # of an id while a model is put in the order of the ids, besides the string
 GATHERED_BYTES = 256 << 20  # of factors on disk, put in that order at once

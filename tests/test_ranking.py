@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import ndcg_score
 
 import distmf
 from distmf import MatrixFactorization, block_ratings, evaluate_ranking
@@ -68,6 +67,7 @@ def test_evaluate_ranking__is_what_the_definitions_say(
 
 def test_ndcg__is_that_of_scikit_learn(folder: Path, tmp_path: Path) -> None:
     """Where all liked items were trained on, and nothing is excluded."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="no sklearn: pip install '.[frames]'")
     mf = distmf.load(folder / "m")
     rng = np.random.default_rng(0)
     is_liked = rng.random((len(mf.user_ids_), len(mf.item_ids_))) < 0.2
@@ -76,7 +76,7 @@ def test_ndcg__is_that_of_scikit_learn(folder: Path, tmp_path: Path) -> None:
     found = evaluate_ranking(mf, write(tmp_path / "t.parquet", columns), 10)
     has_any = is_liked.any(axis=1)
     scores = mf.reconstruct(clip=False)
-    assert found["ndcg"] == pytest.approx(ndcg_score(is_liked[has_any], scores[has_any], k=10), abs=1e-6)
+    assert found["ndcg"] == pytest.approx(metrics.ndcg_score(is_liked[has_any], scores[has_any], k=10), abs=1e-6)
 
 
 def test_evaluate_ranking__refuses(folder: Path) -> None:

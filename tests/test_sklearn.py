@@ -5,9 +5,17 @@ import sys
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
+
+from distmf import MatrixFactorization
+from distmf.errors import NotFittedError, ParameterError, RatingsError
+from tests.helpers import random_ratings
+
+for name in ("pandas", "sklearn"):
+    pytest.importorskip(name, reason=f"no {name}: pip install '.[frames]'")
+
+import pandas as pd
 from sklearn.base import clone, is_regressor
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.metrics import r2_score
@@ -15,10 +23,6 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_sp
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
-
-from distmf import MatrixFactorization
-from distmf.errors import NotFittedError, ParameterError, RatingsError
-from tests.helpers import random_ratings
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,26 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import dask.dataframe as dd
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client
-from scipy import sparse
 
 import distmf
 from distmf import MatrixFactorization, block_ratings
 from distmf.errors import RatingsError
 from tests.clusters import cluster
 from tests.helpers import files, random_ratings, write
+
+for name in ("pandas", "polars", "scipy"):
+    pytest.importorskip(name, reason=f"no {name}: pip install '.[frames]'")
+
+import dask.dataframe as dd
+import polars as pl
+from scipy import sparse
 
 OPTIONS: dict[str, Any] = {"grid": (2, 2), "holdout": 0.1}
 
