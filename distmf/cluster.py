@@ -105,7 +105,7 @@ class ClusterEngine:
     def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """Call a function in every worker; return what it returned or raised, by worker."""
         workers = self.workers()
-        with self._connected(OSError):
+        with self._connected(OSError, RuntimeError):  # the latter of connections that are closed just now
             found = self.client.run(function, *args, workers=list(workers), on_error="return")
         return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
 
