@@ -5,8 +5,6 @@ registers; only those above a user's least best so far are looked at one by one.
 in the cache. Among equal products, the item that comes first is the best.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from numba.extending import intrinsic
 from distmf.buffers import aligned_empty
 from distmf.compiled import compiled
 from distmf.lanes import FLOAT32
+from distmf.pairs import in_threads
 from distmf.vectors import INT64, LANES, LINE, Code
 
 USERS = 6  # that meet a panel at once: sums of their products fit in 16 registers of 8 floats, and keep them busy
@@ -107,9 +106,8 @@ class Panels:
             some_begins = begins[begin : begin + USERS_AT_ONCE + 1]
             _search(_tiles(users[some]), self.lines, some_begins, items, positions[some], scores[some])
 
-        parts = range(0, n_users, USERS_AT_ONCE)
-        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), max(1, len(parts)))) as threads:
-            list(threads.map(search, parts))
+        for _ in in_threads(search, range(0, n_users, USERS_AT_ONCE)):
+            pass
         return positions, scores
 
 

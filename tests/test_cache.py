@@ -1,6 +1,7 @@
 """What is kept in memory, and what is read ahead of time."""
 
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ def test_fit__asks_for_each_block_before_it_is_visited(tmp_path: Path, monkeypat
     visits = [key for what, key in events if what == "read"][:16]  # then comes the exact cost
     assert len(set(visits)) == 16
     asked = [key for key in visits if ("ask", key) in events[: events.index(("read", key))]]
-    # In the order that is planned; on a busy machine, a visit that waits for its row block may be overtaken by another.
+    # Of the graph of three epochs of biases and of that of the epoch, every visit but the first is asked for, once.
+    counts = Counter(key for what, key in events if what == "ask")
+    assert sorted(counts) == sorted(visits)
+    assert sum(counts.values()) == 3 * 16 - 1 + 16 - 1
+    # On a busy machine, a visit that waits for its row block may be overtaken by another, and be asked for too late.
     assert len(asked) >= 13
 
 

@@ -199,7 +199,8 @@ def test_resume__takes_the_same_blocks_elsewhere(blocks: distmf.Blocks, tmp_path
 def test_checkpoint__is_not_overwritten_without_resume(blocks: distmf.Blocks, tmp_path: Path) -> None:
     interrupted(OPTIONS, blocks, tmp_path / "c", 3)
     before = files(tmp_path / "c")
-    with pytest.raises(StoreError, match=r"the checkpoint of a training that has done \d+ epochs?; go on from it"):
+    message = r"holds the checkpoint of a training that has done \d+ epochs?; go on from it"
+    with pytest.raises(StoreError, match=message):
         MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=tmp_path / "c")
     assert files(tmp_path / "c") == before
     with pytest.raises(ValueError, match="resume needs a checkpoint"):

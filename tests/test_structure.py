@@ -17,7 +17,7 @@ PACKAGE = Path(distmf.__file__).parent
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
 errors clock sizes buffers progress cache process filesystem engine encoding losses lanes
-compiled vectors best pairs kernel moves store grid stepsize langevin history threads cluster
+compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
 ids moments schedule ratings matrix factors lock engines diagnosis
 numbering names
 blocks jobs reading
