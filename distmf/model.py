@@ -348,19 +348,19 @@ class Model(NamedTuple):
     @classmethod
     def load(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
         """Return the model in a folder and its hyperparameters."""
-        model, settings = cls.load_items(folder)
-        checksum = folder.read_manifest(KIND)["checksums"][USERS]
-        return model._replace(users=Side.from_table(folder.read_table(USERS, checksum), settings["rank"])), settings
+        model, manifest = cls.load_items(folder)
+        settings, table = manifest["hyperparameters"], folder.read_table(USERS, manifest["checksums"][USERS])
+        return model._replace(users=Side.from_table(table, settings["rank"])), settings
 
     @classmethod
     def load_items(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
-        """Return the model in a folder without its users, and its hyperparameters."""
+        """Return the model in a folder without its users, and the folder's manifest."""
         manifest = folder.read_manifest(KIND)
-        settings, history = manifest["hyperparameters"], History.from_json(manifest["history"])
-        items = Side.from_table(folder.read_table(ITEMS, manifest["checksums"][ITEMS]), settings["rank"])
+        rank, history = manifest["hyperparameters"]["rank"], History.from_json(manifest["history"])
+        items = Side.from_table(folder.read_table(ITEMS, manifest["checksums"][ITEMS]), rank)
         normalisation = Normalisation.from_json(manifest["normalisation"])
         rating_range = tuple(manifest["rating_range"])
-        return cls(items.none(), items, normalisation, rating_range, history, manifest["noise_std"]), settings
+        return cls(items.none(), items, normalisation, rating_range, history, manifest["noise_std"]), manifest
 
 
 def rows_at(array: Float32, positions: npt.NDArray[np.int64]) -> Float32:

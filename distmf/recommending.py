@@ -185,8 +185,8 @@ def _wanted(ids: pa.Array, counts: Numbers, users: Any) -> tuple[npt.NDArray[np.
 @functools.lru_cache(maxsize=1)
 def _items(place: Folder, checksum: int) -> tuple[Model, int]:
     """Return a model with its items only, which are of a file of that checksum, and its rank; kept by each process."""
-    model, settings = Model.load_items(place)
-    return model, settings["rank"]
+    model, manifest = Model.load_items(place)
+    return model, manifest["hyperparameters"]["rank"]
 
 
 @functools.lru_cache(maxsize=1)
