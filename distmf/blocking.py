@@ -26,12 +26,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
+from distmf.choices import MAX_BLOCKS
 from distmf.counting import COUNTS, SIDES, Counted, Settings, Values, count_buckets, count_ratings, merge_counts
 from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
 from distmf.errors import ParameterError, RatingsError
 from distmf.fitting import Fitting
-from distmf.grid import MAX_BLOCKS, BlockKey, Shape, choose_shape
+from distmf.grid import BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, decide, job_folder
 from distmf.matrix import IsSet, not_nan, set_entries

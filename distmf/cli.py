@@ -8,23 +8,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 import distmf
-from distmf.blocking import block_ratings
-from distmf.blocks import is_blocks
+from distmf.choices import BOUNDS, MAX_SAMPLES
 from distmf.clock import STARTED
-from distmf.demo import run_demo
-from distmf.describe import describe
 from distmf.errors import DistMFError, NotFittedError, ParameterError
-from distmf.evaluate import Evaluation
-from distmf.factorization import HYPERPARAMETERS, MatrixFactorization, load
-from distmf.model import BOUNDS
-from distmf.model import KIND as MODEL
 from distmf.options import (
     Number,
     OneOrTwo,
@@ -32,6 +23,8 @@ from distmf.options import (
     client_for,
     cluster_options,
     column_options,
+    complete_file,
+    complete_folder,
     given_options,
     memory_option,
     objective_options,
@@ -44,16 +37,13 @@ from distmf.options import (
     threads_option,
     weight_option,
 )
-from distmf.parameters import MAX_SAMPLES
 from distmf.plan_command import plan
 from distmf.progress import Progress
-from distmf.ranking import evaluate_ranking
-from distmf.ratings import open_ratings, read_ids, read_piece
-from distmf.recommending import recommend_all
 from distmf.sizes import counted
-from distmf.sources import as_parquet
-from distmf.store import Folder, free_folder, new_file, refuse_nested
 from distmf.tune_command import tune
+
+if TYPE_CHECKING:
+    from distmf.evaluate import Evaluation
 
 logger = logging.getLogger("distmf.cli")
 
@@ -80,7 +70,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(distmf.__version__)
+@click.version_option(package_name="distmf")
 def main() -> None:
     """Train biased matrix factorization on ratings that do not fit in memory.
 
@@ -107,13 +97,15 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
     Make ratings, block them, train, evaluate, recommend. The ratings are drawn from a known model plus noise, so that
     the best possible error is known.
     """
+    from distmf.demo import run_demo
+
     with reporting(as_json=as_json, quiet=quiet) as report:
         report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else say(line)))
 
 
 @main.command()
-@click.argument("ratings")
-@click.argument("blocks")
+@click.argument("ratings", shell_complete=complete_file)
+@click.argument("blocks", shell_complete=complete_folder)
 @block_options
 @rank_option
 @seed_option
@@ -127,16 +119,18 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     RATINGS is Parquet or text (.csv, .tsv, .dat): a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of
     one.
     """
+    from distmf.describe import describe
+
     with reporting(as_json=as_json, quiet=quiet) as report:
         given = given_options(given)
         with client_for(given) as client:
-            block_ratings(ratings, blocks, client=client, **given)
+            distmf.block_ratings(ratings, blocks, client=client, **given)
         report(*describe(blocks))
 
 
 @main.command()
-@click.argument("ratings_or_blocks")
-@click.argument("model")
+@click.argument("ratings_or_blocks", shell_complete=complete_file)
+@click.argument("model", shell_complete=complete_folder)
 @rank_option
 @click.option("--reg", type=OneOrTwo(0, auto=True), help="Regularisation of the factors, per rating.  [default: auto]")
 @click.option(
@@ -157,8 +151,18 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     help="Average over so many chains of draws from the posterior; there is no --reg to choose then.  [default: 0]",
 )
 @seed_option
-@click.option("--start", metavar="MODEL", help="Go on from a model: known ids keep their factors, new ones are added.")
-@click.option("--checkpoint", metavar="FOLDER", help="Save progress here; a folder or URL that all workers see.")
+@click.option(
+    "--start",
+    metavar="MODEL",
+    shell_complete=complete_folder,
+    help="Go on from a model: known ids keep their factors, new ones are added.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="FOLDER",
+    shell_complete=complete_folder,
+    help="Save progress here; a folder or URL that all workers see.",
+)
 @click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
 @threads_option
@@ -178,10 +182,15 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
     With --checkpoint and --resume, the same command line does for the first run and for every restart: whatever was
     killed, the model is the same in the end.
     """
+    from distmf.blocks import is_blocks
+    from distmf.factorization import HYPERPARAMETERS
+    from distmf.model import KIND
+    from distmf.store import Folder, free_folder, refuse_nested
+
     given = given_options(given)
     hyperparameters = {name: given.pop(name) for name in HYPERPARAMETERS if name in given}
-    start = load(given.pop("start")) if "start" in given else None
-    mf = MatrixFactorization(**{**(start.hyperparameters if start else {}), **hyperparameters})
+    start = distmf.load(given.pop("start")) if "start" in given else None
+    mf = distmf.MatrixFactorization(**{**(start.hyperparameters if start else {}), **hyperparameters})
     places = ("scheduler", "workers", "tls_ca_file", "tls_cert", "tls_key", "threads", "memory")
     where = {name: given.pop(name) for name in (*places, "checkpoint", "checkpoint_every", "resume") if name in given}
     if where.get("checkpoint") == "":
@@ -198,7 +207,7 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
             others.append(ratings_or_blocks)
-        refuse_nested(free_folder(model, MODEL), *map(Folder.at, others))  # an error now, not after the work
+        refuse_nested(free_folder(model, KIND), *map(Folder.at, others))  # an error now, not after the work
         try:
             with client_for(where) as client:
                 mf.fit(ratings_or_blocks, start=start, client=client, **where, **given)
@@ -234,9 +243,9 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
 
 
 @main.command()
-@click.argument("model")
-@click.argument("ratings_or_blocks")
-@click.argument("out")
+@click.argument("model", shell_complete=complete_folder)
+@click.argument("ratings_or_blocks", shell_complete=complete_file)
+@click.argument("out", shell_complete=complete_folder)
 @column_options
 @rating_option
 @weight_option
@@ -248,10 +257,13 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
     solved for; users that MODEL has are solved for anew, from these ratings only. The model with all of them is saved
     in OUT, which may be MODEL.
     """
+    from distmf.model import KIND
+    from distmf.store import free_folder, refuse_nested
+
     with reporting(as_json=as_json, quiet=quiet) as report:
-        mf = load(model)
+        mf = distmf.load(model)
         n_before = len(mf.user_ids_)
-        refuse_nested(free_folder(out, MODEL))
+        refuse_nested(free_folder(out, KIND))
         mf.fold_in(ratings_or_blocks, **given_options(given)).save(out)
         n_users = len(mf.user_ids_)
         added, saved = counted(n_users - n_before, "user"), f"the model of {counted(n_users, 'user')} is saved in {out}"
@@ -259,13 +271,18 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
 
 
 @main.command()
-@click.argument("model")
-@click.argument("ratings")
+@click.argument("model", shell_complete=complete_folder)
+@click.argument("ratings", shell_complete=complete_file)
 @click.option("--ranking", metavar="N", type=click.IntRange(1), help="Judge lists of the N best items as well.")
 @click.option(
     "--relevant", type=Number(), help="For --ranking: ratings from which on an item was liked.  [default: all]"
 )
-@click.option("--exclude", metavar="BLOCKS", help="For --ranking: leave out what the users rated in these blocks.")
+@click.option(
+    "--exclude",
+    metavar="BLOCKS",
+    shell_complete=complete_folder,
+    help="For --ranking: leave out what the users rated in these blocks.",
+)
 @column_options
 @rating_option
 @output_options
@@ -286,7 +303,7 @@ def evaluate(
     if ranking is None and (relevant is not None or exclude is not None):
         raise click.UsageError("--relevant and --exclude are for --ranking")
     with reporting(as_json=as_json, quiet=quiet) as report:
-        mf, columns = load(model), given_options(given)
+        mf, columns = distmf.load(model), given_options(given)
         found = distmf.evaluate(mf, ratings, **columns)
         text = (
             f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
@@ -294,13 +311,13 @@ def evaluate(
         )
         lists: dict[str, Any] = {}
         if ranking is not None:
-            lists = dict(evaluate_ranking(mf, ratings, ranking, relevant=relevant, exclude=exclude, **columns))
+            lists = dict(distmf.evaluate_ranking(mf, ratings, ranking, relevant=relevant, exclude=exclude, **columns))
             means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
             text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
         report({**found, **lists}, text)
 
 
-def _calibration(found: Evaluation) -> str:
+def _calibration(found: "Evaluation") -> str:
     shares = {50: found["within_50"], 90: found["within_90"]}
     parts = [
         f"{100 * share:.1f} % within the {width} % interval" for width, share in shares.items() if share is not None
@@ -309,9 +326,9 @@ def _calibration(found: Evaluation) -> str:
 
 
 @main.command()
-@click.argument("model")
-@click.argument("pairs")
-@click.argument("out")
+@click.argument("model", shell_complete=complete_folder)
+@click.argument("pairs", shell_complete=complete_file)
+@click.argument("out", shell_complete=complete_file)
 @column_options
 @click.option("--no-clip", is_flag=True, help="Do not clip to the range of the ratings trained on.")
 @click.option("--std", is_flag=True, help="Add a column `std`: how sure the model is. It needs --posterior-samples.")
@@ -324,14 +341,21 @@ def predict(
     PAIRS is Parquet with a column of users and one of items. The Parquet file OUT has the columns of the ids,
     `prediction`, and `is_unseen`: whether the user or the item was not trained on.
     """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    from distmf.ratings import open_ratings, read_piece
+    from distmf.sources import as_parquet
+    from distmf.store import new_file
+
     with reporting(as_json=as_json, quiet=quiet) as report:
-        trained, names = load(model).model_, {"user": given["user"], "item": given["item"]}
+        trained, names = distmf.load(model).model_, {"user": given["user"], "item": given["item"]}
         with as_parquet(pairs, Path(tempfile.gettempdir()) / "distmf-pairs", names) as (parquet, columns):
             source, n_unseen = open_ratings(parquet, columns), 0
             progress = Progress(logger, "predicting", source.n_rows)
             more = {"std": pa.float32()} if std else {}
             schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_(), **more})
-            with new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+            with new_file(out) as file, ParquetWriter(file, schema) as writer:
                 for piece in source.pieces:
                     for batch in read_piece(source, piece):
                         predicted = trained.predict(batch.user, batch.item, clip=not no_clip, with_stds=std)
@@ -344,14 +368,28 @@ def predict(
 
 
 @main.command()
-@click.argument("model")
-@click.argument("out")
-@click.option("--users", metavar="FILE", help="Parquet with the ids of the users.  [default: all that were trained on]")
+@click.argument("model", shell_complete=complete_folder)
+@click.argument("out", shell_complete=complete_folder)
+@click.option(
+    "--users",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Parquet with the ids of the users.  [default: all that were trained on]",
+)
 @click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the ids in --users.")
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
-@click.option("--exclude", metavar="BLOCKS", help="Leave out what the users rated in these blocks.")
-@click.option("--among", metavar="FILE", help="Parquet with the ids of items: recommend only these.")
-@click.option("--without", metavar="FILE", help="Parquet with the ids of items: leave these out.")
+@click.option(
+    "--exclude",
+    metavar="BLOCKS",
+    shell_complete=complete_folder,
+    help="Leave out what the users rated in these blocks.",
+)
+@click.option(
+    "--among", metavar="FILE", shell_complete=complete_file, help="Parquet with the ids of items: recommend only these."
+)
+@click.option(
+    "--without", metavar="FILE", shell_complete=complete_file, help="Parquet with the ids of items: leave these out."
+)
 @click.option(
     "--item", metavar="COLUMN", default="item_id", show_default=True, help="Column of the ids in --among and --without."
 )
@@ -372,24 +410,28 @@ def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: 
     1), by user and best first; recommendations that are there are replaced. If the command is killed, it goes on where
     it was when it is called again.
     """
+    from distmf.ratings import read_ids
+
     given = given_options(given)
     with reporting(as_json=as_json, quiet=quiet) as report:
         for name, column in {"users": user, "among": item, "without": item}.items():
             if name in given:
                 given[name] = read_ids(given[name], column)
         with client_for(given) as client:
-            n_rows = recommend_all(model, out, client=client, **given)
+            n_rows = distmf.recommend_all(model, out, client=client, **given)
         report({"n": n_rows, "path": out}, f"{counted(n_rows, 'recommendation')} in {out}")
 
 
 @main.command()
-@click.argument("path")
+@click.argument("path", shell_complete=complete_folder)
 @output_options
 def inspect(path: str, as_json: bool, quiet: bool) -> None:
     """Say what blocks, a checkpoint or a model hold.
 
     PATH is a folder, or the URL of one.
     """
+    from distmf.describe import describe
+
     with reporting(as_json=as_json, quiet=quiet) as report:
         report(*describe(path))
 

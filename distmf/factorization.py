@@ -13,6 +13,7 @@ import pyarrow as pa
 from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, forget, open_blocks
 from distmf.buffers import give_back_idle_memory
+from distmf.choices import BOUNDS, Bound
 from distmf.diagnosis import Diagnosis, diagnose
 from distmf.errors import NotFittedError, ParameterError
 from distmf.folding import fold_in
@@ -20,7 +21,7 @@ from distmf.history import History, Stopped
 from distmf.kernel import Pair
 from distmf.losses import LossName
 from distmf.matrix import IsSet, not_nan
-from distmf.model import BOUNDS, KIND, Bound, Model, Recommendations
+from distmf.model import KIND, Model, Recommendations
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
 from distmf.sides import Float32, Neighbours

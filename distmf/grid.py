@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from distmf.choices import MAX_BLOCKS
 from distmf.errors import MemoryBudgetError
 
 LANES = 16
-MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about 900 tasks a second
 FEW_SLOTS = 8
 RATINGS_PER_BLOCK = 500_000  # below this, the cost of a task shows beside its work
 RATINGS_PER_LINE = 12  # of a block's users and items: below this, copying their factors shows beside the kernel

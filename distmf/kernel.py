@@ -21,7 +21,6 @@ from distmf.encoding import Encoding
 from distmf.losses import Constants, Normalisation, Objective
 from distmf.vectors import LANES, Form, Steps, ask_for_group, step_of_group
 
-MAX_RANK = 512
 GROUP_SIZES = 4, 2, 1  # ratings of a row that are visited at once; their columns differ
 PREFETCHED_BYTES = 6 << 10  # of rows asked for ahead of time: they must stay in the L1 cache until they are needed
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from distmf.blocks import Blocks
 from distmf.buffers import IDLE_SHARE
+from distmf.choices import MAX_BLOCKS
 from distmf.errors import MemoryBudgetError
-from distmf.grid import LANES, MAX_BLOCKS, Shape, bytes_per_line
+from distmf.grid import LANES, Shape, bytes_per_line
 from distmf.process import memory_limit
 from distmf.sizes import at_least, format_bytes, parse_bytes
 from distmf.tables import string_bytes

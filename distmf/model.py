@@ -7,7 +7,7 @@ users.parquet, items.parquet  by ascending id: id, bias, factors (a list of `ran
 
 import math
 from importlib.metadata import version
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks
+from distmf.choices import BOUNDS, Bound
 from distmf.errors import NotFittedError, ParameterError
 from distmf.factors import FLOAT_BYTES
 from distmf.graph import State, of_all_chains
@@ -32,9 +33,6 @@ USERS, ITEMS = "users.parquet", "items.parquet"
 KIND = Kind("distmf model", 4, "model.json", (USERS, ITEMS))
 SCORES_AT_ONCE, USERS_AT_ONCE = 1 << 24, 1 << 16
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
-
-Bound = Literal["mean", "optimistic", "pessimistic"]
-BOUNDS: dict[Bound, int] = {"mean": 0, "optimistic": 1, "pessimistic": -1}  # standard deviations
 
 
 class Recommendations(NamedTuple):

@@ -1,4 +1,7 @@
-"""What the commands share: kinds of values, groups of options, and how progress and results are shown."""
+"""What the commands share: kinds of values, groups of options, and how progress and results are shown.
+
+Commands import what they need when they run: help and completion in a shell take a tenth of the time without.
+"""
 
 import contextlib
 import json
@@ -9,10 +12,9 @@ from decimal import Decimal
 from typing import Any
 
 import click
-from rich.console import Console
+from click.shell_completion import CompletionItem
 
-from distmf.grid import MAX_BLOCKS
-from distmf.kernel import MAX_RANK
+from distmf.choices import MAX_BLOCKS, MAX_RANK
 from distmf.losses import LOSSES
 from distmf.sizes import parse_bytes, parse_rate
 
@@ -118,6 +120,16 @@ class NumberOrAuto(Number):
 Command = Callable[..., Any]
 
 
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a word as a file or a folder; what is a URL stays as it is."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_folder(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a word as a folder."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return a decorator that adds several options, shown in this order."""
 
@@ -185,13 +197,19 @@ cluster_options = options(
     click.option(
         "--scheduler",
         metavar="ADDRESS|FILE",
+        shell_complete=complete_file,
         help="Run on the Dask cluster of this scheduler: tcp://host:8786, tls://…, or a scheduler file.",
     ),
     click.option(
         "--workers", type=click.IntRange(1), help="Run on so many processes of this machine instead of threads."
     ),
     *(
-        click.option(f"--tls-{name}", metavar="FILE", help=f"{what} (PEM), for tls://… and --workers.")
+        click.option(
+            f"--tls-{name}",
+            metavar="FILE",
+            shell_complete=complete_file,
+            help=f"{what} (PEM), for tls://… and --workers.",
+        )
         for name, what in (
             ("ca-file", "Certificate of the authority"),
             ("cert", "Certificate of this process"),
@@ -238,7 +256,7 @@ def client_for(given: dict[str, Any]) -> Iterator[Any]:
             raise click.UsageError("the --tls options are for --scheduler and --workers")
         yield None
         return
-    from distmf import cluster  # noqa: PLC0415 (imports distributed, which takes a second)
+    from distmf import cluster
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # below, of what the engine mends or explains
     # What is over already, or has not begun, when Ctrl-C ends it in the middle.
@@ -251,6 +269,8 @@ def client_for(given: dict[str, Any]) -> Iterator[Any]:
 
 def say(text: str) -> None:
     """Print text: with numbers and paths in colour on a terminal, plain elsewhere, and never wrapped."""
+    from rich.console import Console
+
     Console(soft_wrap=True, markup=False, emoji=False).print(text)
 
 

@@ -5,11 +5,11 @@ import math
 import numbers
 from typing import Any
 
+from distmf.choices import MAX_RANK, MAX_SAMPLES
 from distmf.errors import ParameterError
-from distmf.kernel import MAX_RANK, Pair
+from distmf.kernel import Pair
 from distmf.losses import LOSSES
 
-MAX_SAMPLES = 1024
 WHOLE = {
     "rank": (1, MAX_RANK),
     "epochs": (1, 2**31),

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from distmf.choices import MAX_BLOCKS
 from distmf.errors import MemoryBudgetError
 from distmf.footprint import Inputs, WorkerBytes, block_bytes, factor_bytes, miss_share, most_rows, worker_bytes
-from distmf.grid import MAX_BLOCKS, Shape, bytes_per_line
+from distmf.grid import Shape, bytes_per_line
 from distmf.memory import Sizes, TrainingBytes, both_ways, finer_shapes
 from distmf.simulation import Cluster, Simulated, Split, Work, count_moves, simulate
 from distmf.sizes import format_bytes

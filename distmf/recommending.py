@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks, open_blocks
+from distmf.choices import BOUNDS, Bound
 from distmf.engines import check_storage, open_engine
 from distmf.errors import ParameterError, StoreError
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
-from distmf.model import BOUNDS, ITEMS, USERS, Bound, Model
+from distmf.model import ITEMS, USERS, Model
 from distmf.model import KIND as MODEL
 from distmf.sides import Side, as_ids
 from distmf.store import Folder, Kind, refuse_nested

@@ -5,20 +5,20 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from distmf.blocks import is_blocks
+import distmf
+from distmf.choices import EPOCHS, HOLDOUT, MAX_RANK, RANKS, REG_FACTORS
 from distmf.clock import STARTED
-from distmf.factorization import MatrixFactorization
-from distmf.halving import Candidate
-from distmf.kernel import MAX_RANK
 from distmf.options import (
     NumberOrAuto,
     block_options,
     client_for,
     cluster_options,
+    complete_file,
+    complete_folder,
     given_options,
     in_words,
     memory_option,
@@ -28,8 +28,10 @@ from distmf.options import (
     seed_option,
     threads_option,
 )
-from distmf.tuning import EPOCHS, HOLDOUT, RANKS, REG_FACTORS, Tuning
-from distmf.tuning import tune as tune_ratings
+
+if TYPE_CHECKING:
+    from distmf.halving import Candidate
+    from distmf.tuning import Tuning
 
 SECONDS_BETWEEN_EPOCHS = 5.0
 BLOCKING = "user", "item", "rating", "weight", "holdout", "grid", "memory_per_task", "duplicates"
@@ -52,7 +54,7 @@ def _listed(values: Any) -> str:
 
 
 @click.command()
-@click.argument("ratings_or_blocks")
+@click.argument("ratings_or_blocks", shell_complete=complete_file)
 @click.option(
     "--rank",
     "ranks",
@@ -77,7 +79,10 @@ def _listed(values: Any) -> str:
 @objective_options
 @seed_option
 @click.option(
-    "--checkpoint", metavar="FOLDER", help="Keep results and checkpoints here; the same command goes on from them."
+    "--checkpoint",
+    metavar="FOLDER",
+    shell_complete=complete_folder,
+    help="Keep results and checkpoints here; the same command goes on from them.",
 )
 @threads_option
 @memory_option
@@ -97,6 +102,8 @@ def tune(ratings_or_blocks: str, as_json: bool, quiet: bool, **given: Any) -> No
     distmf tune blocks
     distmf tune blocks --rank 32,64,128 --reg auto,0.03,0.1 --checkpoint tuning
     """  # noqa: D301 (click reads the \b)
+    from distmf.blocks import is_blocks
+
     given = given_options(given)
     if given.get("checkpoint") == "":
         raise click.UsageError("--checkpoint is ''; give a folder or a URL")
@@ -109,7 +116,7 @@ def tune(ratings_or_blocks: str, as_json: bool, quiet: bool, **given: Any) -> No
         else:
             blocking = {"holdout": HOLDOUT, **blocking}
         with client_for(given) as client:
-            tuning = tune_ratings(ratings_or_blocks, client=client, **given)
+            tuning = distmf.tune(ratings_or_blocks, client=client, **given)
         command = _command(ratings_or_blocks, tuning, blocking, resumes=has_blocks)
         found = {
             "best": tuning.settings,
@@ -125,7 +132,7 @@ def tune(ratings_or_blocks: str, as_json: bool, quiet: bool, **given: Any) -> No
         report(found, f"{tuning}\n{command}")
 
 
-def _in_numbers(candidate: Candidate) -> dict[str, Any]:
+def _in_numbers(candidate: "Candidate") -> dict[str, Any]:
     return {
         **candidate.settings._asdict(),
         "epochs_done": candidate.done,
@@ -136,9 +143,9 @@ def _in_numbers(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _command(source: str, tuning: Tuning, blocking: dict[str, Any], *, resumes: bool) -> str:
+def _command(source: str, tuning: "Tuning", blocking: dict[str, Any], *, resumes: bool) -> str:
     """Return the command that trains with the best settings; from their checkpoint if it `resumes` and there is one."""
-    untuned = MatrixFactorization().hyperparameters
+    untuned = distmf.MatrixFactorization().hyperparameters
     options = {name: value for name, value in tuning.settings.items() if value != untuned[name]} | blocking
     words = ["distmf", "train", source, "model"]
     for name, value in options.items():

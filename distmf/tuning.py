@@ -9,6 +9,7 @@ from typing import Any
 
 from distmf.blocking import blocks_of
 from distmf.blocks import Blocks, is_blocks
+from distmf.choices import EPOCHS, HOLDOUT, RANKS, REG_FACTORS
 from distmf.errors import ParameterError, RatingsError
 from distmf.factorization import HYPERPARAMETERS, MatrixFactorization
 from distmf.halving import Candidate, Halving, Reg, Settings, locked_folder
@@ -17,11 +18,6 @@ from distmf.normalisation import normalise
 from distmf.parameters import checked
 from distmf.preparing import Place
 from distmf.training import reg_of
-
-RANKS = 16, 64, 256
-REG_FACTORS = 0.5, 0.7, 1.0, 1.4, 2.0  # of the automatic one
-EPOCHS = 10, 15
-HOLDOUT = 0.1  # of raw ratings
 
 # Hyperparameters that may be given, for all candidates alike.
 FIXED = "loss", "bounds", "nonnegative", "bias_reg", "l1_reg", "step_size", "step_decay", "tol", "patience"

@@ -1,0 +1,28 @@
+from . import datasets, errors
+from .blocking import block_ratings
+from .blocks import Blocks, open_blocks
+from .evaluate import evaluate
+from .factorization import MatrixFactorization, load
+from .matrix import always, non_negative, not_nan
+from .ranking import evaluate_ranking
+from .recommending import recommend_all
+from .tuning import tune
+from .version import __version__
+
+__all__ = [
+    "Blocks",
+    "MatrixFactorization",
+    "__version__",
+    "always",
+    "block_ratings",
+    "datasets",
+    "errors",
+    "evaluate",
+    "evaluate_ranking",
+    "load",
+    "non_negative",
+    "not_nan",
+    "open_blocks",
+    "recommend_all",
+    "tune",
+]
