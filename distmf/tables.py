@@ -37,7 +37,7 @@ def read_numbers(folder: Folder, name: str, column: str) -> npt.NDArray[Any]:
 def integer_ids(folder: Folder, name: str, id_type: pa.DataType, salt: np.uint64) -> Iterator[pa.Array]:
     """Yield the integers, of a type, that it numbers; `salt` is that of the hashes."""
     for hashes in _column(folder, f"{NUMBERS}/{name}", "hash"):
-        yield pa.array(integers_of(hashes, salt).astype(id_type.to_pandas_dtype()))
+        yield pa.array(integers_of(hashes, salt).astype(str(id_type)))  # to_pandas_dtype wants pandas before pyarrow 26
 
 
 def read_counts(folder: Folder, name: str) -> Numbers | None:
