@@ -19,6 +19,7 @@ from distmf.reading import Reading, narrowed, read_batches
 from tests.helpers import random_ratings, write
 
 COLUMNS = Columns()
+WRITES_NO_VIEWS = int(pa.__version__.split(".")[0]) < 21
 
 
 def read(source: Any, columns: Columns = COLUMNS) -> Batch:
@@ -91,7 +92,10 @@ def test_read__takes_urls(folder: Path, table: pa.Table) -> None:
     "id_type",
     [
         *(pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
-        *(pa.string(), pa.large_string(), pa.string_view()),
+        *(pa.string(), pa.large_string()),
+        pytest.param(
+            pa.string_view(), marks=pytest.mark.skipif(WRITES_NO_VIEWS, reason="pyarrow writes them from 21 on")
+        ),
         *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.int64())),
     ],
     ids=str,
