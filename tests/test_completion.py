@@ -95,4 +95,4 @@ def test_completion__in_bash_goes_on_with_files_or_with_folders(typed: str, line
 def test_completion__has_scripts_for_other_shells(shell: str, line: str) -> None:
     variables = environment() | {"_DISTMF_COMPLETE": f"{shell}_source"}
     done = subprocess.run(["distmf"], env=variables, capture_output=True, text=True, check=True)
-    assert line in done.stdout.splitlines()[0] + done.stdout.splitlines()[-1]
+    assert line in done.stdout
