@@ -96,6 +96,9 @@ def test_imports__nothing_that_runs_code_from_a_file(module: str) -> None:
 
 def test_all__is_what_is_visible() -> None:
     assert dir(distmf) == distmf.__all__ == sorted(distmf.__all__)
+    for_mypy = ast.parse((PACKAGE / "__init__.pyi").read_text()).body[-1]
+    assert isinstance(for_mypy, ast.Assign)
+    assert ast.literal_eval(for_mypy.value) == distmf.__all__
     names = {name for name, value in vars(distmf).items() if not isinstance(value, types.ModuleType)}
     assert {name for name in names if not name.startswith("_")} <= set(distmf.__all__)
     assert isinstance(distmf.evaluate, types.FunctionType)  # not the module of that name, which others have imported
