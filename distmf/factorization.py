@@ -64,7 +64,7 @@ class MatrixFactorization:
     bias_reg : float or pair of float
         λ_b, per rating.
     l1_reg : float or pair of float
-        The same for Σ |p_uk| and Σ |q_ik|: from some size on it makes factors zero.
+        The same for ``Σ |p_uk|`` and ``Σ |q_ik|``: from some size on it makes factors zero.
     epochs : int, optional
         Passes over the ratings, at most: by default 15; with `posterior_samples` as many for each, by default 200.
     step_size : float or "auto"
