@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import distmf
 from tests.documents import is_external, links, read_blocks, run_commands, run_python, runnable, write_inputs
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,13 @@ def test_links__to_elsewhere_are_well_formed(capsys: pytest.CaptureFixture[str])
     assert found
     for link in found:
         assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(:\d+)?(/[^\s]*)?", link), link
+
+
+def test_reference__has_every_public_name() -> None:
+    entries = set(re.findall(r"^\.\. auto\w+:: (?:distmf\.)?(\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+    functions = {name for name in distmf.__all__ if callable(getattr(distmf, name))}
+    kinds = {f"errors.{name}" for name, value in vars(distmf.errors).items() if isinstance(value, type)}
+    assert functions | kinds | {"datasets.planted_ratings", "datasets.Planted"} <= entries
 
 
 def test_site__is_built_without_a_warning(tmp_path: Path) -> None:
