@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import distmf
+from distmf import blocks, checkpoint, halving, model, recommending
 from tests.documents import is_external, links, read_blocks, run_commands, run_python, runnable, write_inputs
 
 ROOT = Path(__file__).parents[1]
@@ -44,23 +45,23 @@ def test_commands__of_each_page_run(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", with_blocks("python", "pycon", "sh", needs_data=True), ids=lambda page: page.stem)
 def test_blocks__that_need_real_ratings_run(page: Path, tmp_path: Path) -> None:
-    blocks = read_blocks(page)
-    missing = {block.needs for block in blocks if block.needs and not (DATA and (DATA / block.needs).exists())}
+    found = read_blocks(page)
+    missing = {block.needs for block in found if block.needs and not (DATA and (DATA / block.needs).exists())}
     if missing:
         pytest.skip(f"no {', '.join(map(str, missing))}; set DISTMF_TEST_DATA to a folder with MovieLens as Parquet")
     write_inputs(tmp_path, DATA)
-    run_python(runnable(blocks, DATA), tmp_path)
-    run_commands([block for block in blocks if block.needs], tmp_path)
+    run_python(runnable(found, DATA), tmp_path)
+    run_commands([block for block in found if block.needs], tmp_path)
 
 
 def test_blocks__that_are_never_run_say_why(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = [block for page in PAGES for block in read_blocks(page) if block.language in ("python", "pycon", "sh")]
-    left_out = [block for block in blocks if block.not_run is not None]
+    code = [block for page in PAGES for block in read_blocks(page) if block.language in ("python", "pycon", "sh")]
+    left_out = [block for block in code if block.not_run is not None]
     with capsys.disabled():
-        sys.stdout.write(f"\n{len(left_out)} of {len(blocks)} blocks in docs/ are not run:\n")
+        sys.stdout.write(f"\n{len(left_out)} of {len(code)} blocks in docs/ are not run:\n")
         sys.stdout.writelines(f"  {block}: {block.not_run}\n" for block in left_out)
     assert all(block.not_run for block in left_out)
-    assert len(left_out) < len(blocks) / 4
+    assert len(left_out) < len(code) / 4
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -84,6 +85,12 @@ def test_reference__has_every_public_name() -> None:
     functions = {name for name in distmf.__all__ if callable(getattr(distmf, name))}
     kinds = {f"errors.{name}" for name, value in vars(distmf.errors).items() if isinstance(value, type)}
     assert functions | kinds | {"datasets.planted_ratings", "datasets.Planted"} <= entries
+
+
+def test_file_formats__are_of_the_versions_that_are_written() -> None:
+    said = dict(re.findall(r"^## (\w+), version (\d+)$", (ROOT / "docs/file-formats.md").read_text(), re.MULTILINE))
+    kinds = blocks.KIND, checkpoint.KIND, halving.KIND, model.KIND, recommending.KIND
+    assert said == {kind.name.removeprefix("distmf ").capitalize(): str(kind.version) for kind in kinds}
 
 
 def test_site__is_built_without_a_warning(tmp_path: Path) -> None:
