@@ -332,19 +332,21 @@ def row_file(row: int) -> str:
     return f"rows/{row:05d}.bin"
 
 
-def is_blocks(path: str | Path) -> bool:
-    """Return whether there are blocks at a path or URL."""
-    return Folder.at(path).is_a(KIND)
+def is_blocks(source: Any) -> bool:
+    """Return whether something is blocks, or a path or URL where there are some."""
+    return isinstance(source, Blocks) or (isinstance(source, str | Path) and Folder.at(source).is_a(KIND))
 
 
-def open_blocks(path: str | Path) -> Blocks:
-    """Open the blocks in a folder or at an fsspec URL.
+def open_blocks(path: Blocks | str | Path) -> Blocks:
+    """Open the blocks in a folder or at an fsspec URL; blocks that are open already are returned as they are.
 
     Raises
     ------
     StoreError
         If there are none, or of another version, or the manifest is damaged.
     """
+    if isinstance(path, Blocks):
+        return path
     folder = Folder.at(path)
     manifest = folder.read_manifest(KIND)
     layout = Layout(

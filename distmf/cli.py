@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -41,9 +41,6 @@ from distmf.plan_command import plan
 from distmf.progress import Progress
 from distmf.sizes import counted
 from distmf.tune_command import tune
-
-if TYPE_CHECKING:
-    from distmf.evaluate import Evaluation
 
 logger = logging.getLogger("distmf.cli")
 
@@ -281,7 +278,7 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
     "--exclude",
     metavar="BLOCKS",
     shell_complete=complete_folder,
-    help="For --ranking: leave out what the users rated in these blocks.",
+    help="For --ranking: leave out what was trained on, of these blocks.",
 )
 @column_options
 @rating_option
@@ -298,31 +295,22 @@ def evaluate(
 ) -> None:
     """Compare predictions with ratings.
 
-    RATINGS (Parquet or text) are those that MODEL was not trained on.
+    RATINGS are some that MODEL was not trained on (Parquet or text), or blocks: those that are held out there.
     """
+    from distmf.evaluate import in_words
+
     if ranking is None and (relevant is not None or exclude is not None):
         raise click.UsageError("--relevant and --exclude are for --ranking")
     with reporting(as_json=as_json, quiet=quiet) as report:
         mf, columns = distmf.load(model), given_options(given)
         found = distmf.evaluate(mf, ratings, **columns)
-        text = (
-            f"RMSE {found['rmse']:.4f}  MAE {found['mae']:.4f}  over {found['n']:,} ratings, "
-            f"{found['n_unseen']:,} of them with a user or an item that was not trained on{_calibration(found)}"
-        )
+        text = in_words(found)
         lists: dict[str, Any] = {}
         if ranking is not None:
             lists = dict(distmf.evaluate_ranking(mf, ratings, ranking, relevant=relevant, exclude=exclude, **columns))
             means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
             text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
         report({**found, **lists}, text)
-
-
-def _calibration(found: "Evaluation") -> str:
-    shares = {50: found["within_50"], 90: found["within_90"]}
-    parts = [
-        f"{100 * share:.1f} % within the {width} % interval" for width, share in shares.items() if share is not None
-    ]
-    return "\n" + ", ".join(parts) if parts else ""
 
 
 @main.command()

@@ -1,39 +1,38 @@
 """A model and ratings that it has not seen -> its errors on them, in one pass, in bounded memory."""
 
 import logging
-import math
-import tempfile
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from distmf.errors import RatingsError
 from distmf.factorization import MatrixFactorization
+from distmf.heldout import HeldOut, open_heldout
 from distmf.model import Model
 from distmf.pairs import in_threads
 from distmf.progress import Progress
-from distmf.ratings import Piece, Ratings, open_ratings, read_piece
-from distmf.sources import as_parquet
+from distmf.residuals import COUNTS, Bucket, Residuals, buckets, buckets_of
+from distmf.sizes import counted
 
 logger = logging.getLogger(__name__)
 
-
 INTERVALS = {"within_50": 0.6745, "within_90": 1.6449}  # standard deviations to either side of the prediction
+LEAST_PROBABILITY = 1e-7  # of what did happen, in the log loss: float32 does not tell smaller ones from 0
 
 
 class Evaluation(TypedDict):
-    """Errors of predictions, in units of the ratings: their root mean square and their mean size, and over how many.
-
-    For draws from the posterior also the shares of ratings in the central intervals of 50 % and 90 %, else None.
-    """
+    """Errors of predictions, in units of the ratings; see `evaluate`."""
 
     rmse: float
     mae: float
     n: int
     n_unseen: int
+    log_loss: float | None
     within_50: float | None
     within_90: float | None
+    by_user_count: list[Bucket]
+    by_item_count: list[Bucket]
 
 
 def evaluate(
@@ -51,8 +50,8 @@ def evaluate(
     ----------
     mf : MatrixFactorization
         A trained model.
-    source : str, Path, table or matrix
-        Ratings, as for `block_ratings`.
+    source : Blocks, str, Path, table or matrix
+        Ratings, as for `block_ratings`; or blocks, of which those held out are taken.
     user, item, rating : str, optional
         Names of the columns; by default those that can be nothing else, as user_id, userId or user.
     clip : bool
@@ -62,49 +61,120 @@ def evaluate(
     -------
     dict
         `rmse` and `mae` over all `n` ratings. `n_unseen` of them have a user or an item that was not trained on; they
-        count too, with what is known: the mean, and the bias of the other. `within_50` and `within_90`, of a model with
-        `posterior_samples`: shares of the ratings that lie in the interval that is to hold 50 % and 90 % of them.
+        count too, with what is known: the mean, and the bias of the other. `by_user_count` and `by_item_count` have
+        the same errors for users and for items of few ratings and of many: each a list of `Bucket`, cold to warm.
+        `log_loss`, of a model of that loss: the mean of −log of the probability of what was rated. `within_50` and
+        `within_90`, of a model with `posterior_samples`: shares of the ratings that lie in the interval that is to
+        hold 50 % and 90 % of them. What a model has not is None.
 
     Raises
     ------
     NotFittedError
         Before training.
     RatingsError
-        If the ratings do not hold what they should, or ids are of another type than those trained on.
+        If the ratings do not hold what they should, or ids are of another type than those trained on; if blocks hold
+        none out; if a model of two values is given others.
     """
     model = mf.model_
-    has_draws = model.noise_std is not None
-    names = {"user": user, "item": item, "rating": rating}
-    with as_parquet(source, Path(tempfile.gettempdir()) / "distmf-ratings", names) as (parquet, columns):
-        total = _sums(model, open_ratings(parquet, columns), clip=clip)
-    squared, absolute, n, n_unseen, *n_within = total.tolist()
-    within_50, within_90 = (count / n if has_draws else None for count in n_within)
+    with open_heldout(model, source, {"user": user, "item": item, "rating": rating}) as heldout:
+        found = _sums(model, heldout, clip=clip)
+    residuals, (n_unseen, log_loss, *n_within) = found.residuals, found.others.tolist()
+    within_50, within_90 = (None if model.noise_std is None else count / residuals.n for count in n_within)
     return {
-        "rmse": math.sqrt(squared / n),
-        "mae": absolute / n,
-        "n": int(n),
+        "rmse": residuals.rmse,
+        "mae": residuals.mae,
+        "n": residuals.n,
         "n_unseen": int(n_unseen),
+        "log_loss": log_loss / residuals.n if _is_logistic(model) else None,
         "within_50": within_50,
         "within_90": within_90,
+        "by_user_count": buckets(residuals.by_user),
+        "by_item_count": buckets(residuals.by_item),
     }
 
 
-def _sums(model: Model, ratings: Ratings, *, clip: bool) -> npt.NDArray[np.float64]:
-    """Return over all ratings: sums of squared and of absolute errors; how many there are, unseen, in each interval."""
-    progress, has_draws = Progress(logger, "evaluating", ratings.n_rows), model.noise_std is not None
+def in_words(found: Evaluation) -> str:
+    """Return errors as lines of text, those by the ratings trained on as a table."""
+    return "\n".join([*_errors(found), *_by_count(found)])
 
-    def of_piece(piece: Piece) -> npt.NDArray[np.float64]:
-        found = np.zeros(4 + len(INTERVALS))
-        for batch in read_piece(ratings, piece):
-            predicted = model.predict(batch.user, batch.item, clip=clip, with_stds=has_draws)
-            errors, stds = np.abs(batch.rating - predicted.ratings.astype(np.float64)), predicted.stds
-            within = [] if stds is None else [errors <= width * stds for width in INTERVALS.values()]
-            counts = [len(errors), np.count_nonzero(predicted.is_unseen), *map(np.count_nonzero, within)]
-            found[: 2 + len(counts)] += [errors @ errors, errors.sum(), *counts]
+
+def _errors(found: Evaluation) -> list[str]:
+    measures = {"RMSE": found["rmse"], "MAE": found["mae"], "log loss": found["log_loss"]}
+    shares = {50: found["within_50"], 90: found["within_90"]}
+    lines = [
+        "  ".join(f"{name} {value:.4f}" for name, value in measures.items() if value is not None)
+        + f"  over {counted(found['n'], 'rating')}, {found['n_unseen']:,} of them with a user or an item that was not "
+        "trained on",
+        ", ".join(
+            f"{100 * share:.1f} % within the {width} % interval" for width, share in shares.items() if share is not None
+        ),
+    ]
+    return [line for line in lines if line]
+
+
+def _by_count(found: Evaluation) -> list[str]:
+    """Return the errors by the number of ratings trained on as the lines of a table."""
+    sides = [{bucket["at_least"]: bucket for bucket in found[key]} for key in ("by_user_count", "by_item_count")]
+    lines = ["trained on ratings    of the user: RMSE  ratings    of the item: RMSE  ratings"]
+    for n, at_least in enumerate(COUNTS):
+        if any(at_least in side for side in sides):
+            upper = f" to {COUNTS[n + 1] - 1:,}" if n + 1 < len(COUNTS) else " or more"
+            name = f"{at_least:,}" + (upper if at_least else "")
+            cells = [
+                f"{side[at_least]['rmse']:20.4f}{side[at_least]['n']:11,}" if at_least in side else " " * 31
+                for side in sides
+            ]
+            lines.append(f"{name:>18}{''.join(cells)}".rstrip())
+    return lines
+
+
+class _Sums(NamedTuple):
+    """Residuals, and over all ratings: how many are unseen, the log loss, how many are within each interval."""
+
+    residuals: Residuals
+    others: npt.NDArray[np.float64]
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(Residuals.none(), np.zeros(2 + len(INTERVALS)))
+
+
+def _sums(model: Model, heldout: HeldOut, *, clip: bool) -> _Sums:
+    has_draws, places = model.noise_std is not None, (buckets_of(model.users.counts), buckets_of(model.items.counts))
+
+    def of_part(part: Any) -> _Sums:
+        residuals, others = found = _Sums.none()
+        for batch in heldout.read(part):
+            predicted = model.predict_at(batch.rows, batch.cols, clip=clip, with_stds=has_draws)
+            residuals.add(batch.ratings, predicted.ratings, batch[:2], places, model.rating_range)
+            others[0] += np.count_nonzero(predicted.is_unseen)
+            if _is_logistic(model):
+                others[1] += _log_loss(model, batch.ratings, predicted.ratings)
+            if predicted.stds is not None:
+                errors = np.abs(batch.ratings - predicted.ratings)
+                others[2:] += [np.count_nonzero(errors <= width * predicted.stds) for width in INTERVALS.values()]
         return found
 
-    total = np.zeros(4 + len(INTERVALS))
-    for found in in_threads(of_piece, ratings.pieces):
-        total += found
-        progress.advance(int(found[2]))
+    total, progress = _Sums.none(), Progress(logger, "evaluating", heldout.n)
+    for found in in_threads(of_part, heldout.parts):
+        total = _Sums(total.residuals + found.residuals, total.others + found.others)
+        progress.advance(found.residuals.n)
     return total
+
+
+def _is_logistic(model: Model) -> bool:
+    return model.normalisation.objective.loss == "logistic"
+
+
+def _log_loss(model: Model, ratings: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32]) -> float:
+    """Return the sum of −log of the probabilities of what was rated."""
+    assert model.normalisation.interval is not None
+    low, high = model.normalisation.interval
+    shares = (ratings.astype(np.float64) - low) / (high - low)
+    is_high = np.rint(shares)
+    if not np.allclose(shares, is_high, atol=1e-6) or (np.abs(is_high - 0.5) > 1).any():
+        other = float(ratings[np.argmax(np.abs(shares - np.clip(is_high, 0, 1)))])
+        raise RatingsError(f"the model tells {low:g} from {high:g}, but there is a rating of {other:g}")
+    chances = (predicted.astype(np.float64) - low) / (high - low)
+    right = np.where(is_high == 1, chances, 1 - chances)
+    return float(-np.log(np.maximum(right, LEAST_PROBABILITY)).sum())

@@ -21,7 +21,7 @@ from distmf.history import History, Stopped
 from distmf.kernel import Pair
 from distmf.losses import LossName
 from distmf.matrix import IsSet, not_nan
-from distmf.model import KIND, Model, Recommendations
+from distmf.model import KIND, Model, RatedReader, Recommendations
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
 from distmf.sides import Float32, Neighbours
@@ -582,9 +582,9 @@ class MatrixFactorization:
         """
         if bound not in BOUNDS:
             raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
-        blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
+        reader = None if exclude is None else RatedReader(open_blocks(exclude), self.model_.items.map)
         places = self.model_.items_among(among, without)
-        found = self.model_.recommend(user_ids, _at_least_one(n), blocks, bound, places)
+        found = self.model_.recommend(user_ids, _at_least_one(n), reader, bound, places)
         return Recommendations(found.item_ids[0], found.scores[0]) if _is_single(user_ids) else found
 
     def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:

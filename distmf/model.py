@@ -6,6 +6,7 @@ users.parquet, items.parquet  by ascending id: id, bias, factors (a list of `ran
 """
 
 import math
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.best import Panels, Rated
-from distmf.blocks import PARTS, Blocks
+from distmf.blocks import PARTS, Blocks, Part
 from distmf.choices import BOUNDS, Bound
 from distmf.errors import NotFittedError, ParameterError
 from distmf.factors import FLOAT_BYTES
@@ -78,13 +79,15 @@ class RatedReader:
     Parameters
     ----------
     blocks : Blocks
-        Held-out ratings count too.
+        Ratings.
     items : IdMap
         Positions of the items.
+    parts : sequence of str
+        Which of the ratings count.
     """
 
-    def __init__(self, blocks: Blocks, items: IdMap) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Blocks, items: IdMap, parts: Sequence[Part] = PARTS) -> None:
+        self.blocks, self.parts = blocks, parts
         self.users = IdMap(blocks.ids("user")["id"].combine_chunks(), items.salt)
         self._items = items.numbers(as_ids(blocks.ids("item")["id"], items.ids.type, "item"))
 
@@ -101,7 +104,7 @@ class RatedReader:
         found = [(position[:0], position[:0])]
         for row in np.unique(row_blocks).tolist():
             for col in range(self.blocks.shape.cols):
-                for part in PARTS:
+                for part in self.parts:
                     rows, cols = self.blocks.numbers(BlockKey(row, col), part)
                     is_wanted = (position[rows] >= 0) & (self._items[cols] >= 0)
                     found.append((position[rows[is_wanted]], self._items[cols[is_wanted]]))
@@ -151,6 +154,12 @@ class Model(NamedTuple):
         rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
         if len(rows) != len(cols):
             raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
+        return self.predict_at(rows, cols, clip=clip, with_stds=with_stds)
+
+    def predict_at(
+        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], *, clip: bool = True, with_stds: bool = False
+    ) -> Predictions:
+        """Return the predicted rating of each pair of positions, of which -1 is what was not trained on."""
         if with_stds:
             self.last_draws()
         predicted = scores_of_pairs(self.users, self.items, rows, cols, self.global_bias)
@@ -243,17 +252,16 @@ class Model(NamedTuple):
         self,
         user_ids: Any,
         n: int,
-        exclude: Blocks | None,
+        reader: RatedReader | None,
         bound: Bound,
         among: npt.NDArray[np.int64],
     ) -> Recommendations:
-        """Return the `n` best items of each user by some bound, without those that `exclude` holds ratings of.
+        """Return the `n` best items of each user by some bound, without those that a reader finds rated.
 
         `among` has the positions, ascending, of items that may be recommended.
         """
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
-        reader = None if exclude is None else RatedReader(exclude, self.items.map)
         # Users who lie together in the blocks are served together.
         order = np.arange(len(ids)) if reader is None else np.argsort(reader.users.numbers(ids))
         panels = Panels(self.items.factors[among], self.items.biases[among])

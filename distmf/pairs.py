@@ -55,8 +55,11 @@ def scores_of_pairs(users: Any, items: Any, rows: Numbers, cols: Numbers, mean: 
         some = slice(begin, begin + PAIRS_AT_ONCE)
         _add_up(*of_users, *of_items, rows[some], cols[some], np.float32(mean), found[some])
 
-    for _ in in_threads(add_up, range(0, len(rows), PAIRS_AT_ONCE)):
-        pass
+    if len(rows) <= PAIRS_AT_ONCE:
+        add_up(0)
+    else:
+        for _ in in_threads(add_up, range(0, len(rows), PAIRS_AT_ONCE)):
+            pass
     return found
 
 

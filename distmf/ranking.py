@@ -1,7 +1,6 @@
 """A model and ratings that it has not seen -> how good its lists of the best items are."""
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -9,20 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.blocks import Blocks, open_blocks
+from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.errors import ParameterError, RatingsError
 from distmf.factorization import MatrixFactorization
+from distmf.heldout import HeldOut, Numbers, open_heldout
+from distmf.model import RatedReader
 from distmf.pairs import in_threads
 from distmf.progress import Progress
-from distmf.ratings import Piece, Ratings, open_ratings, read_piece
 from distmf.sides import as_ids
-from distmf.sources import as_parquet
 
 logger = logging.getLogger(__name__)
 
 USERS_AT_ONCE = 1 << 14
-
-Numbers = npt.NDArray[np.int64]
 
 
 class Ranking(TypedDict):
@@ -57,14 +54,17 @@ def evaluate_ranking(
     ----------
     mf : MatrixFactorization
         A trained model.
-    source : str, Path, table or matrix
-        Ratings, as for `block_ratings`.
+    source : Blocks, str, Path, table or matrix
+        Ratings, as for `block_ratings`; or blocks, of which those held out are taken.
     n : int
         Length of the lists.
     relevant : float, optional
         Ratings from which on an item is one that the user liked; by default all that are rated.
-    exclude, among, without
-        As in `MatrixFactorization.recommend`; give what was trained on as `exclude`, for it cannot be in `source` too.
+    exclude : Blocks, str or Path, optional
+        Blocks whose ratings to train on are left out, for these cannot be in `source` too; by default, if `source` is
+        blocks, these.
+    among, without : array-like, optional
+        As in `MatrixFactorization.recommend`.
     user, item, rating : str, optional
         Names of the columns; by default those that can be nothing else, as user_id, userId or user.
 
@@ -92,19 +92,19 @@ def evaluate_ranking(
     model = mf.model_
     if n < 1:
         raise ParameterError(f"n is {n}; it can be from 1")
-    names = {"user": user, "item": item, "rating": rating}
-    with as_parquet(source, Path(tempfile.gettempdir()) / "distmf-ratings", names) as (parquet, columns):
-        ratings = open_ratings(parquet, columns)
-        users, items = _liked(mf, ratings, relevant)
+    with open_heldout(model, source, {"user": user, "item": item, "rating": rating}) as heldout:
+        users, items = _liked(heldout, relevant)
     if not len(users):
         raise RatingsError(f"{source}: no user that was trained on has a rating from {relevant} on")
-    blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
+    if exclude is None and is_blocks(source):
+        exclude = source
+    reader = None if exclude is None else RatedReader(open_blocks(exclude), model.items.map, ("train",))
     places, among_all = np.unique(users), model.items_among(among, without)
     n_items, progress = len(model.items.ids), Progress(logger, "ranking", len(places), "users")
     sums, listed = np.zeros(6), np.zeros(n_items, dtype=np.bool_)
     for begin in range(0, len(places), USERS_AT_ONCE):
         some = places[begin : begin + USERS_AT_ONCE]
-        best = model.recommend(model.users.ids.take(pa.array(some)), n, blocks, "mean", among_all)
+        best = model.recommend(model.users.ids.take(pa.array(some)), n, reader, "mean", among_all)
         found = model.items.map.numbers(as_ids(best.item_ids.ravel(), model.items.ids.type, "item"))
         found = np.where(np.isfinite(best.scores), found.reshape(best.scores.shape), -1)
         first, last = np.searchsorted(users, [some[0], some[-1] + 1])
@@ -124,26 +124,23 @@ def evaluate_ranking(
     }
 
 
-def _liked(mf: MatrixFactorization, ratings: Ratings, relevant: float | None) -> tuple[Numbers, Numbers]:
+def _liked(heldout: HeldOut, relevant: float | None) -> tuple[Numbers, Numbers]:
     """Return the places of users that were trained on, ascending, and of the items that they liked, each pair once.
 
     An item that was not trained on is one that nobody can be recommended: each has a number of its own below 0.
     """
-    model = mf.model_
     unseen: dict[Any, int] = {}
 
-    def of_piece(piece: Piece) -> list[tuple[Numbers, Numbers, pa.Array]]:
+    def of_part(part: Any) -> list[tuple[Numbers, Numbers, pa.Array]]:
         found = []
-        for batch in read_piece(ratings, piece):
-            users = model.users.positions(batch.user, "user")
-            is_liked = users >= 0 if relevant is None else (users >= 0) & (batch.rating >= relevant)
-            items = batch.item.filter(pa.array(is_liked))
-            places = model.items.positions(items, "item")
-            found.append((users[is_liked], places, items.filter(pa.array(places < 0))))
+        for batch in heldout.read(part):
+            is_liked = batch.rows >= 0 if relevant is None else (batch.rows >= 0) & (batch.ratings >= relevant)
+            others = batch.unseen_items.filter(pa.array(is_liked[batch.cols < 0]))
+            found.append((batch.rows[is_liked], batch.cols[is_liked], others))
         return found
 
     all_users, all_items = [], []
-    for batches in in_threads(of_piece, ratings.pieces):
+    for batches in in_threads(of_part, heldout.parts):
         for users, items, others in batches:
             items[items < 0] = [-1 - unseen.setdefault(other, len(unseen)) for other in others.to_pylist()]
             all_users.append(users)

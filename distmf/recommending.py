@@ -117,7 +117,7 @@ def recommend_all(
     if bound not in BOUNDS:
         raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
     place = Folder.at(model)
-    blocks = exclude if isinstance(exclude, Blocks) or exclude is None else open_blocks(exclude)
+    blocks = None if exclude is None else open_blocks(exclude)
     refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))
     checksums = place.read_manifest(MODEL)["checksums"]
     if place.checksums([USERS])[USERS] != checksums[USERS]:

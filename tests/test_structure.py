@@ -18,7 +18,7 @@ PACKAGE = Path(distmf.__file__).parent
 LEVELS = """
 errors version choices clock sizes buffers progress cache process filesystem engine encoding losses lanes
 compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
-ids moments schedule ratings matrix factors lock engines diagnosis
+ids moments residuals schedule ratings matrix factors lock engines diagnosis
 numbering names
 blocks jobs reading
 tables
@@ -30,6 +30,7 @@ merging
 blocking
 sides checkpoint normalisation
 model
+heldout
 trainer folding warm parameters
 training
 preparing
