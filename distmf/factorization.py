@@ -24,6 +24,7 @@ from distmf.matrix import IsSet, not_nan
 from distmf.model import KIND, Model, RatedReader, Recommendations
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
+from distmf.residuals import Residuals
 from distmf.sides import Float32, Neighbours
 from distmf.sources import pairs_of, table_of
 from distmf.store import Folder, new_folder
@@ -298,9 +299,11 @@ class MatrixFactorization:
         training = trainer.training
         stopped: Stopped = "interrupted"
         exact: tuple[float | None, float | None] = None, None
+        residuals: Residuals | None = None
         try:
             stopped, cost = trainer.run()
             exact = trainer.error(cost.train), trainer.error(cost.holdout)
+            residuals = trainer.residuals()
         finally:
             progress = trainer.progress  # without states to go back to
             trainer.progress = progress = progress._replace(before=progress.state, anchor=progress.state)
@@ -319,7 +322,7 @@ class MatrixFactorization:
                     measure=training.hyper.objective.details.measure,
                     ratings_per_second=trainer.ratings_per_second,
                 )
-                model = Model.of_training(training, progress.state, history)
+                model = Model.of_training(training, progress.state, history, trainer.told(residuals))
                 if model.is_finite:
                     self._model = model if warm is None else with_new(warm, model)
 

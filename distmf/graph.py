@@ -246,7 +246,7 @@ def build_generation(
     rows: dict[int, TaskRef] = {}  # those in memory
     cols = _load_columns(build, constants, state, at)
     steps = {state.epoch: build.keep("step", state.epoch, value=state.step)}
-    passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, 0.0))}
+    passed = {state.epoch - 1: build.keep("epoch", state.epoch - 1, value=state.cost and Passed(state.cost, ()))}
     snapshots: dict[int, Key] = {}
     saving: dict[int, tuple[Key, ...]] = {}  # columns that a task reads to save them, until their next visit
     for epoch in epochs:

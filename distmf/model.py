@@ -1,10 +1,12 @@
 """Trained factors and their ids -> predictions and recommendations; and the folder they are saved in.
 
 model.json                    format version, hyperparameters, normalisation, observed range, history
+run.json                      where, when and how fast it was trained, for reports: all that equal models differ in
 users.parquet, items.parquet  by ascending id: id, bias, factors (a list of `rank` floats), count (ratings trained
                               on); of draws from the posterior also draws (of all chains, with biases), noise
 """
 
+import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,7 +19,7 @@ import pyarrow as pa
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.choices import BOUNDS, Bound
-from distmf.errors import NotFittedError, ParameterError
+from distmf.errors import NotFittedError, ParameterError, StoreError
 from distmf.factors import FLOAT_BYTES
 from distmf.graph import State, of_all_chains
 from distmf.grid import BlockKey
@@ -26,12 +28,14 @@ from distmf.langevin import SIDES
 from distmf.losses import Normalisation
 from distmf.numbering import IdMap
 from distmf.pairs import PAIRS_AT_ONCE, scores_of_pairs
+from distmf.run import Run
 from distmf.sides import Float32, Side, as_ids
 from distmf.store import Folder, Kind
 from distmf.tasks import Training
 
 USERS, ITEMS = "users.parquet", "items.parquet"
-KIND = Kind("distmf model", 4, "model.json", (USERS, ITEMS))
+RUN = "run.json"
+KIND = Kind("distmf model", 4, "model.json", (USERS, ITEMS), r"run\.json")
 SCORES_AT_ONCE, USERS_AT_ONCE = 1 << 24, 1 << 16
 WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they are compressed
 
@@ -121,9 +125,10 @@ class Model(NamedTuple):
     rating_range: tuple[float, float]
     history: History
     noise_std: float | None = None  # of the ratings, where there are draws from the posterior
+    run: Run | None = None
 
     @classmethod
-    def of_training(cls, training: Training, state: State, history: History) -> Self:
+    def of_training(cls, training: Training, state: State, history: History, run: Run) -> Self:
         """Return the model of a state of a training."""
         users, items = (Side.of_training(training, name, state) for name in SIDES)
         noise_std = None
@@ -131,7 +136,7 @@ class Model(NamedTuple):
             _, state = of_all_chains(training, state)
             variance = np.mean([chain.noise_variance for chain in state.chains])
             noise_std = math.sqrt(variance) * training.hyper.scale
-        return cls(users, items, training.hyper.normalisation, training.blocks.rating_range, history, noise_std)
+        return cls(users, items, training.hyper.normalisation, training.blocks.rating_range, history, noise_std, run)
 
     @property
     def n_bytes(self) -> int:
@@ -242,11 +247,8 @@ class Model(NamedTuple):
 
     def _rated(self, scores: Float32, *, clip: bool) -> Float32:
         """Return the ratings that scores stand for; they may be changed in place."""
-        if (bounds := self.normalisation.bounds) is not None:
-            low, high = bounds
-            with np.errstate(over="ignore"):  # e^∞ is what it ought to be
-                scores = np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
-        return np.clip(scores, *self.rating_range, out=scores) if clip else scores
+        ratings = self.normalisation.ratings_of(scores)
+        return np.clip(ratings, *self.rating_range, out=ratings) if clip else ratings
 
     def recommend(
         self,
@@ -349,6 +351,8 @@ class Model(NamedTuple):
             "history": self.history.to_json(),
             "noise_std": self.noise_std,
         }
+        if self.run is not None:
+            folder.write(RUN, json.dumps(self.run.to_json()).encode())
         folder.write_manifest(KIND, content)
 
     @classmethod
@@ -356,7 +360,8 @@ class Model(NamedTuple):
         """Return the model in a folder and its hyperparameters."""
         model, manifest = cls.load_items(folder)
         settings, table = manifest["hyperparameters"], folder.read_table(USERS, manifest["checksums"][USERS])
-        return model._replace(users=Side.from_table(table, settings["rank"])), settings
+        users = Side.from_table(table, settings["rank"])
+        return model._replace(users=users, run=_read_run(folder)), settings
 
     @classmethod
     def load_items(cls, folder: Folder) -> tuple[Self, dict[str, Any]]:
@@ -367,6 +372,16 @@ class Model(NamedTuple):
         normalisation = Normalisation.from_json(manifest["normalisation"])
         rating_range = tuple(manifest["rating_range"])
         return cls(items.none(), items, normalisation, rating_range, history, manifest["noise_std"]), manifest
+
+
+def _read_run(folder: Folder) -> Run | None:
+    """Return what a report tells of a training, None if that is not there."""
+    if not folder.fs.exists(folder.child(RUN)):
+        return None
+    try:
+        return Run.from_json(json.loads(folder.read(RUN)))
+    except (KeyError, TypeError, ValueError) as err:
+        raise StoreError(f"{folder}: {RUN} is damaged; remove it: only reports need it") from err
 
 
 def rows_at(array: Float32, positions: npt.NDArray[np.int64]) -> Float32:

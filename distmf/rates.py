@@ -27,7 +27,7 @@ from distmf.moments import Moments
 from distmf.records import group
 from distmf.stepsize import StepRule
 from distmf.store import Folder
-from distmf.tasks import Column, Training, Visited, column_of, visit
+from distmf.tasks import Column, Training, Visit, Visited, column_of, visit
 
 MAX_RATINGS = 1_000_000  # of a synthetic block
 MAX_FACTOR_BYTES = 128 << 20  # of all factors
@@ -262,8 +262,9 @@ def hollow_generation(
 def _visit_nothing(
     pause: Callable[[], None] | None, previous: Visited, column: Column | Visited, *others: Any
 ) -> Visited:
-    """Stand in for `tasks.visit`; the seconds of the pauses add up in the column."""
+    """Stand in for `tasks.visit`; the pauses are the visits of the column."""
     start, column = time.perf_counter(), column_of(column)
     if pause is not None:
         pause()
-    return Visited(previous.rows, column._replace(seconds=column.seconds + time.perf_counter() - start))
+    visit = Visit(0, 0, 0.0, time.perf_counter() - start, "", 0)
+    return Visited(previous.rows, column._replace(visits=(*column.visits, visit)))

@@ -4,7 +4,11 @@ A column block carries the cost of the epoch so far; a row block that was visite
 the posterior is drawn from, each block moves once an epoch besides, after the last of its visits.
 """
 
+import functools
 import math
+import os
+import socket
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -43,6 +47,17 @@ class Cost(NamedTuple):
         return Cost(self.train + other.train, self.holdout + other.holdout, spread)
 
 
+class Visit(NamedTuple):
+    """When and where a block was visited: `seconds` in the kernel, from `begin` (seconds since 1970) on."""
+
+    row: int
+    col: int
+    begin: float
+    seconds: float
+    process: str
+    thread: int
+
+
 class Column(NamedTuple):
     """A column block on its way.
 
@@ -50,15 +65,15 @@ class Column(NamedTuple):
     ----------
     side : FactorBlock
         Q_j and b_i.
-    cost, seconds : Cost, float
-        Of this epoch so far: costs, and time in kernels.
+    cost, visits : Cost, tuple of Visit
+        Of this epoch so far.
     is_own : bool
         Whether the task that gets it is the only one that ever will, and may change it.
     """
 
     side: FactorBlock
     cost: Cost
-    seconds: float
+    visits: tuple[Visit, ...]
     is_own: bool = False
 
 
@@ -81,10 +96,10 @@ class Visited(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """An epoch that all columns have passed: its mean cost, and the seconds that were spent in kernels."""
+    """An epoch that all columns have passed: its mean cost, and its visits."""
 
     cost: Cost
-    seconds: float
+    visits: tuple[Visit, ...]
 
 
 class Training(NamedTuple):
@@ -144,7 +159,7 @@ def load_rows(source: Source, training: Training) -> Visited:
 
 def load_column(source: Source, training: Training) -> Column:
     """Return a column block before its first visit."""
-    return Column(factors.fetch(source, training.folder, training.rank), Cost(0.0, 0.0), 0.0)
+    return Column(factors.fetch(source, training.folder, training.rank), Cost(0.0, 0.0), ())
 
 
 def visit(
@@ -170,17 +185,21 @@ def visit(
     cols = factors.thawed(column.side, is_own=column.is_own)
     order = int(np.random.default_rng([training.seed, epoch, *block]).integers(2**63))
     ratings = training.blocks.read(block, "train")
-    start = time.perf_counter()
+    begin, start = time.time(), time.perf_counter()
     step_size = training.step_size(step)
     train = kernel.train_block(
         ratings, rows, cols, training.hyper, step_size, order, _shares(training, step, rows, cols)
     )
     holdout = _measure(training, block, "holdout", *_predicting(training, step, rows, cols))
     cost = Cost(train, holdout, _move(training, step, epoch, block, (rows, cols), is_last))
-    seconds = time.perf_counter() - start
-    if not is_fresh:
-        cost, seconds = column.cost + cost, column.seconds + seconds
-    return Visited(factors.frozen(rows), Column(factors.frozen(cols), cost, seconds))
+    this = Visit(*block, begin, time.perf_counter() - start, _process(), threading.get_native_id())
+    total, visits = (cost, (this,)) if is_fresh else (column.cost + cost, (*column.visits, this))
+    return Visited(factors.frozen(rows), Column(factors.frozen(cols), total, visits))
+
+
+@functools.cache
+def _process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _move(
@@ -256,16 +275,17 @@ def snapshot(n_row_blocks: int, *sources: Source) -> tuple[tuple[Source, ...], t
     return sources[:n_row_blocks], sources[n_row_blocks:]
 
 
-def costs_of(owned: Sequence[int], *columns: Visited | Column) -> list[tuple[int, Cost, float]]:
-    """Return column number, cost and seconds of some columns at the end of an epoch."""
+def costs_of(owned: Sequence[int], *columns: Visited | Column) -> list[tuple[int, Cost, tuple[Visit, ...]]]:
+    """Return column number, cost and visits of some columns at the end of an epoch."""
     pairs = zip(owned, map(column_of, columns), strict=True)
-    return [(col, column.cost, column.seconds) for col, column in pairs]
+    return [(col, column.cost, column.visits) for col, column in pairs]
 
 
-def total_cost(training: Training, *parts: list[tuple[int, Cost, float]]) -> Passed:
+def total_cost(training: Training, *parts: list[tuple[int, Cost, tuple[Visit, ...]]]) -> Passed:
     """Return the means of the squared errors seen on the way through an epoch, added up in the order of the columns."""
     columns = sorted(column for part in parts for column in part)
-    return Passed(mean_cost(training, *[cost for _, cost, _ in columns]), sum(seconds for _, _, seconds in columns))
+    visits = tuple(visit for _, _, visits in columns for visit in visits)
+    return Passed(mean_cost(training, *[cost for _, cost, _ in columns]), visits)
 
 
 def next_step(step: Any, passed: Passed | None, training: Training, epoch: int) -> StepState | ChainState:

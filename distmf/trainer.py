@@ -37,9 +37,11 @@ from distmf.graph import (
 )
 from distmf.grid import Shape
 from distmf.history import Baselines, Epoch, Stopped
+from distmf.residuals import Residuals
+from distmf.run import Run, counts_of, machine, now, sampled_residuals, timetable
 from distmf.stepsize import StepRule
 from distmf.store import Folder
-from distmf.tasks import Cost, Training
+from distmf.tasks import Cost, Training, Visit
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ class Trainer:
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
     cooled: int = field(init=False, default=0)
+    last_visits: tuple[int, tuple[Visit, ...]] = field(init=False, default=(0, ()))  # of which epoch
     baselines: Baselines | None = field(init=False, default=None)
     _cost_of_mean: float = field(init=False, default=1.0)
 
@@ -150,6 +153,27 @@ class Trainer:
         """Updates that count per second of wall time in epochs."""
         n_epochs = max(0, len(self.progress.epochs) - self._first_epoch)
         return n_epochs * self.training.blocks.n_ratings / self.seconds if self.seconds else None
+
+    def residuals(self) -> Residuals:
+        """Return the errors of the result on a sample of the ratings."""
+        return sampled_residuals(*self._result())
+
+    def told(self, residuals: Residuals | None) -> Run:
+        """Return what a report tells of the training, with the errors of its result."""
+        epochs, blocks = self.progress.epochs, self.training.blocks
+        return Run(
+            now(),
+            self.seconds,
+            self.ratings_per_second,
+            self.engine.n_slots,
+            not self.engine.shares_memory,
+            [epoch.utilization for epoch in epochs],
+            machine(),
+            {"path": blocks.path, **blocks.identity()},
+            counts_of(blocks),
+            timetable(self.training, *self.last_visits),
+            residuals,
+        )
 
     def run(self) -> tuple[Stopped, Cost]:
         """Train until a stop rule holds; return which, and the exact cost at the end.
@@ -469,7 +493,8 @@ class _Watch:
     def _judge(self) -> None:
         """Judge the next epoch and add it to the history if it counts."""
         n, trainer = self.reached.epoch, self.trainer
-        cost, kernel_seconds = self.values[self.generation.epochs[n]]
+        cost, visits = self.values[self.generation.epochs[n]]
+        trainer.last_visits = n, visits
         holdouts = [epoch.holdout_error for epoch in self.epochs]
         self.reached = trainer.judge(self.costs, holdouts, cost, time.perf_counter() - self.start)
         if self.reached.diverged:
@@ -477,6 +502,7 @@ class _Watch:
         step = self._step(n)
         assert step is not None
         now = time.perf_counter()
+        kernel_seconds = sum(visit.seconds for visit in visits)
         utilization = min(1.0, kernel_seconds / ((now - self.passed) * self.n_slots))
         self.passed = now
         train_error = trainer.error(cost.train)

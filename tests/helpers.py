@@ -27,7 +27,8 @@ def write(path: Path, table: pa.Table | dict[str, Any], **options: Any) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a folder, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def blocks_in(folder: Path, n_ratings: int, n_users: int, n_items: int) -> Blocks:

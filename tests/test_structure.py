@@ -28,7 +28,7 @@ counting fitting tasks graph
 scattering sources
 merging
 blocking
-sides checkpoint normalisation
+sides checkpoint normalisation run
 model
 heldout
 trainer folding warm parameters
