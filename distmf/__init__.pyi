@@ -2,6 +2,7 @@ from . import datasets, errors
 from .blocking import block_ratings
 from .blocks import Blocks, open_blocks
 from .evaluate import evaluate
+from .export import export
 from .factorization import MatrixFactorization, load
 from .matrix import always, non_negative, not_nan
 from .ranking import evaluate_ranking
@@ -19,6 +20,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluate_ranking",
+    "export",
     "load",
     "non_negative",
     "not_nan",

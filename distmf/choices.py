@@ -1,6 +1,6 @@
 """What can be chosen, and how far: constants that the command line shows without importing what works with them."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 MAX_RANK = 512
 MAX_SAMPLES = 1024
@@ -8,6 +8,9 @@ MAX_BLOCKS = 1024  # row blocks or column blocks; a Dask scheduler handles about
 
 Bound = Literal["mean", "optimistic", "pessimistic"]
 BOUNDS: dict[Bound, int] = {"mean": 0, "optimistic": 1, "pessimistic": -1}  # standard deviations
+
+Format = Literal["parquet", "numpy"]  # of exported vectors
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 # What `tune` tries if it is not told.
 RANKS = 16, 64, 256

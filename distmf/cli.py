@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import distmf
-from distmf.choices import BOUNDS, MAX_SAMPLES
+from distmf.choices import BOUNDS, FORMATS, MAX_SAMPLES, Format
 from distmf.clock import STARTED
 from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.options import (
@@ -408,6 +408,24 @@ def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: 
         with client_for(given) as client:
             n_rows = distmf.recommend_all(model, out, client=client, **given)
         report({"n": n_rows, "path": out}, f"{counted(n_rows, 'recommendation')} in {out}")
+
+
+@main.command()
+@click.argument("model", shell_complete=complete_folder)
+@click.argument("out", shell_complete=complete_folder)
+@click.option("--format", "kind", type=click.Choice(FORMATS), default="parquet", show_default=True)
+@output_options
+def export(model: str, out: str, kind: Format, as_json: bool, quiet: bool) -> None:
+    """Write vectors for an index of nearest neighbours.
+
+    The inner product of the vector of a user and that of an item is the predicted rating: biases are folded in. OUT is
+    a folder, or the URL of one, with users.parquet and items.parquet, or for NumPy users.npy, items.npy and the ids
+    beside them; vectors that are there are replaced.
+    """
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        n_users, n_items = distmf.export(model, out, kind)
+        text = f"vectors of {counted(n_users, 'user')} and {counted(n_items, 'item')} in {out}"
+        report({"n_users": n_users, "n_items": n_items, "path": out}, text)
 
 
 @main.command()

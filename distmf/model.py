@@ -30,7 +30,7 @@ from distmf.numbering import IdMap
 from distmf.pairs import PAIRS_AT_ONCE, scores_of_pairs
 from distmf.run import Run
 from distmf.sides import Float32, Side, as_ids
-from distmf.store import Folder, Kind
+from distmf.store import MISSING, Folder, Kind
 from distmf.tasks import Training
 
 USERS, ITEMS = "users.parquet", "items.parquet"
@@ -374,12 +374,28 @@ class Model(NamedTuple):
         return cls(items.none(), items, normalisation, rating_range, history, manifest["noise_std"]), manifest
 
 
+def check_users(folder: Folder, manifest: dict[str, Any]) -> None:
+    """Refuse a model whose users, of which a part at a time is to be read, are not those that were written.
+
+    Raises
+    ------
+    StoreError
+        If their file is missing or damaged.
+    """
+    if folder.checksums([USERS])[USERS] != manifest["checksums"][USERS]:
+        raise StoreError(f"{folder}: {USERS} does not match its checksum; restore it or train again")
+
+
 def _read_run(folder: Folder) -> Run | None:
     """Return what a report tells of a training, None if that is not there."""
-    if not folder.fs.exists(folder.child(RUN)):
+    try:
+        saved = folder.read(RUN)
+    except StoreError as err:
+        if err.errno not in MISSING:
+            raise
         return None
     try:
-        return Run.from_json(json.loads(folder.read(RUN)))
+        return Run.from_json(json.loads(saved))
     except (KeyError, TypeError, ValueError) as err:
         raise StoreError(f"{folder}: {RUN} is damaged; remove it: only reports need it") from err
 

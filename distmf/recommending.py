@@ -22,10 +22,10 @@ from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks, open_blocks
 from distmf.choices import BOUNDS, Bound
 from distmf.engines import check_storage, open_engine
-from distmf.errors import ParameterError, StoreError
+from distmf.errors import ParameterError
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
-from distmf.model import ITEMS, USERS, Model
+from distmf.model import ITEMS, USERS, Model, check_users
 from distmf.model import KIND as MODEL
 from distmf.sides import Side, as_ids
 from distmf.store import Folder, Kind, refuse_nested
@@ -119,9 +119,9 @@ def recommend_all(
     place = Folder.at(model)
     blocks = None if exclude is None else open_blocks(exclude)
     refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))
-    checksums = place.read_manifest(MODEL)["checksums"]
-    if place.checksums([USERS])[USERS] != checksums[USERS]:
-        raise StoreError(f"{place}: {USERS} does not match its checksum; restore it or train again")
+    manifest = place.read_manifest(MODEL)
+    checksums = manifest["checksums"]
+    check_users(place, manifest)
     ids, counts, begins = _users(place)
     known, _ = _items(place, checksums[ITEMS])
     if BOUNDS[bound]:
