@@ -7,6 +7,7 @@ from .factorization import MatrixFactorization, load
 from .matrix import always, non_negative, not_nan
 from .ranking import evaluate_ranking
 from .recommending import recommend_all
+from .split import split
 from .tuning import tune
 from .version import __version__
 
@@ -26,5 +27,6 @@ __all__ = [
     "not_nan",
     "open_blocks",
     "recommend_all",
+    "split",
     "tune",
 ]

@@ -57,10 +57,7 @@ def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tu
     --------
     Exact, and then approximate nearest neighbours, by faiss and by hnswlib::
 
-        distmf.export("model", "vectors", "numpy")
-        users, items = np.load("vectors/users.npy"), np.load("vectors/items.npy")
-
-        index = faiss.IndexFlatIP(items.shape[1]); index.add(items)
+        index = faiss.IndexFlatIP(items.shape[1]); index.add(items)  # items of items.npy, users of users.npy
         ratings, places = index.search(users[:100], 10)
 
         index = hnswlib.Index("ip", items.shape[1]); index.init_index(len(items)); index.add_items(items)

@@ -38,6 +38,7 @@ class Columns(NamedTuple):
     item: str | None = "item_id"
     rating: str | None = "rating"
     weight: str | None = None
+    time: str | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -74,6 +75,8 @@ class Batch(NamedTuple):
         Finite.
     weight : float32, shape (n,)
         Finite, and above 0.
+    time : pa.Array, shape (n,)
+        Of a type that has an order; no nulls.
 
     What was not asked for is None.
     """
@@ -82,6 +85,7 @@ class Batch(NamedTuple):
     item: pa.Array
     rating: Any
     weight: Any = None
+    time: Any = None
 
     @property
     def n_bytes(self) -> int:
@@ -364,7 +368,10 @@ def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[s
         found[name, f"{what} beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
         if what == "weights":
             found[name, "weights that are not above 0"] = int((values <= 0).sum())
-    batch = Batch(ids[0], ids[1] if columns.item else None, numbers.get("ratings"), numbers.get("weights"))
+    time = _decoded(raw, columns.time) if columns.time else None
+    if columns.time and time is not None:
+        found[columns.time, "null times"] = time.null_count
+    batch = Batch(ids[0], ids[1] if columns.item else None, numbers.get("ratings"), numbers.get("weights"), time)
     return batch, {key: n for key, n in found.items() if n}
 
 

@@ -30,6 +30,7 @@ KNOWN = {
     "user": ("userid", "user", "uid", "customerid", "customer"),
     "item": ("itemid", "item", "iid", "movieid", "movie", "productid", "product", "bookid", "trackid", "asin"),
     "rating": ("rating", "ratings", "score", "stars"),
+    "time": ("timestamp", "time", "date", "datetime", "ratedat"),
 }
 TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -55,8 +56,8 @@ def as_parquet(
     beside : str or Path
         What ratings that have to be written are written beside.
     names : dict
-        Of the columns `user`, `item`, `rating` and `weight`, as far as they are needed; None for those to be guessed,
-        and for no weight.
+        Of the columns `user`, `item`, `rating`, `time` and `weight`, as far as they are needed; None for those to be
+        guessed, and for no weight.
     is_set : callable
         For a dense matrix: which of its entries are set.
     client : distributed.Client, optional
@@ -121,7 +122,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
     """Return the columns to read: as they are named, or as the only one of a name that is known."""
     found: dict[str, Any] = {}
     for what, known in KNOWN.items():
-        if what not in names or names[what] is not None:
+        if names.get(what) is not None or what not in names:
             found[what] = names.get(what)
             continue
         plain = {other: re.sub(r"[^a-z0-9]", "", other.lower()) for other in there}
@@ -130,7 +131,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
             raise RatingsError(
                 f"{source}: the {what} may be in {' or '.join(map(repr, fitting))}; say in which by {what}= (--{what})"
             )
-        found[what] = fitting[0] if fitting else getattr(Columns(), what)
+        found[what] = fitting[0] if fitting else getattr(Columns(), what) or "timestamp"
     columns = Columns(**found, weight=names.get("weight"))
     guessed = {what: name for what, name in found.items() if what in names and names[what] is None}
     if any(name != getattr(Columns(), what) for what, name in guessed.items()):
@@ -250,7 +251,8 @@ def _reader(text: Any, head: str, where: str) -> Any:
         raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
     step = len(delimiter)  # of "::", every other column is empty
     has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
-    unnamed = ["user_id", "item_id", "rating", *(f"column {n}" for n in range(4, len(fields) + 1))]
+    others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
+    unnamed = ["user_id", "item_id", "rating", *others]
     columns = [field.strip().strip('"') for field in fields] if has_names else unnamed
     spread = [name for column in columns for name in (column, *[""] * (step - 1))][: step * (len(columns) - 1) + 1]
     options = {

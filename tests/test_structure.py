@@ -34,7 +34,7 @@ heldout
 trainer folding warm parameters
 training
 preparing
-factorization datasets halving recommending export
+factorization datasets halving recommending export split
 evaluate ranking tuning describe options simulation footprint
 demo plan
 rates describe_plan
