@@ -1,13 +1,13 @@
 from . import datasets, errors
 from .blocking import block_ratings
 from .blocks import Blocks, open_blocks
-from .evaluate import evaluate
-from .export import export
+from .evaluation import evaluate
+from .exporting import export
 from .factorization import MatrixFactorization, load
 from .matrix import always, non_negative, not_nan
 from .ranking import evaluate_ranking
 from .recommending import recommend_all
-from .split import split
+from .splitting import split
 from .tuning import tune
 from .version import __version__
 

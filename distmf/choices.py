@@ -12,6 +12,9 @@ BOUNDS: dict[Bound, int] = {"mean": 0, "optimistic": 1, "pessimistic": -1}  # st
 Format = Literal["parquet", "numpy"]  # of exported vectors
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+By = Literal["random", "user", "last"]  # how ratings are split
+WAYS: tuple[By, ...] = get_args(By)
+
 # What `tune` tries if it is not told.
 RANKS = 16, 64, 256
 REG_FACTORS = 0.5, 0.7, 1.0, 1.4, 2.0  # of the automatic one

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 import distmf
-from distmf.choices import BOUNDS, FORMATS, MAX_SAMPLES, Format
+from distmf.choices import BOUNDS, FORMATS, MAX_SAMPLES, WAYS, Format
 from distmf.clock import STARTED
 from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.options import (
+    CountOrShare,
     Number,
     OneOrTwo,
     block_options,
@@ -297,7 +298,7 @@ def evaluate(
 
     RATINGS are some that MODEL was not trained on (Parquet or text), or blocks: those that are held out there.
     """
-    from distmf.evaluate import in_words
+    from distmf.evaluation import in_words
 
     if ranking is None and (relevant is not None or exclude is not None):
         raise click.UsageError("--relevant and --exclude are for --ranking")
@@ -311,6 +312,42 @@ def evaluate(
             means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
             text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
         report({**found, **lists}, text)
+
+
+@main.command()
+@click.argument("ratings", shell_complete=complete_file)
+@click.argument("out", shell_complete=complete_folder)
+@click.option(
+    "--by",
+    type=click.Choice(WAYS),
+    default="random",
+    show_default=True,
+    help="Test with ratings drawn from all, with some of each user, or with the last of each by time.",
+)
+@click.option(
+    "--test-size",
+    type=CountOrShare(),
+    help="Share to test with, below 1; by user also how many of each.  [default: 0.1; last: 1]",
+)
+@column_options
+@rating_option
+@click.option("--time", metavar="COLUMN", help="Column of the times, for --by last.  [default: as it is called]")
+@seed_option
+@threads_option
+@cluster_options
+@output_options
+def split(ratings: str, out: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Split ratings into some to train on and some to test with.
+
+    RATINGS is as for `block`. OUT is a folder, or the URL of one, in which the folders train and test are written as
+    Parquet; a split that is there is replaced. It depends on the ratings and the seed only.
+    """
+    with reporting(as_json=as_json, quiet=quiet) as report:
+        given = given_options(given)
+        with client_for(given) as client:
+            found = distmf.split(ratings, out, client=client, **given)
+        train, test = counted(found.n_train, "rating"), counted(found.n_test, "rating")
+        report(found._asdict(), f"{train} in {found.train}, {test} in {found.test}")
 
 
 @main.command()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from distmf.blocking import block_ratings
 from distmf.datasets import planted_ratings
 from distmf.describe import describe
-from distmf.evaluate import evaluate
+from distmf.evaluation import evaluate
 from distmf.factorization import MatrixFactorization, load
 
 N_RATINGS, N_USERS, N_ITEMS, RANK = 3_000_000, 5_000, 2_000, 10

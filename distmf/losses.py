@@ -12,9 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-import numpy as np
-import numpy.typing as npt
-
 LossName = Literal["squared", "absolute", "huber", "poisson", "logistic", "hinge", "squared_hinge"]
 
 HUBER = 1.345  # standard deviations, beyond which errors count as much as their size (P. Huber, 1964)
@@ -223,14 +220,6 @@ class Normalisation(NamedTuple):
     def score_of_mean(self) -> float:
         """What is added to biases and products by who predicts."""
         return self.objective.constants.offset if self._has_sigmoid else self.mean
-
-    def ratings_of(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the ratings that scores stand for."""
-        if self.bounds is None:
-            return scores
-        low, high = self.bounds
-        with np.errstate(over="ignore"):  # e^∞ is what it ought to be
-            return np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a JSON file."""

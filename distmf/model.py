@@ -26,6 +26,7 @@ from distmf.grid import BlockKey
 from distmf.history import History
 from distmf.langevin import SIDES
 from distmf.losses import Normalisation
+from distmf.normalisation import ratings_of
 from distmf.numbering import IdMap
 from distmf.pairs import PAIRS_AT_ONCE, scores_of_pairs
 from distmf.run import Run
@@ -247,7 +248,7 @@ class Model(NamedTuple):
 
     def _rated(self, scores: Float32, *, clip: bool) -> Float32:
         """Return the ratings that scores stand for; they may be changed in place."""
-        ratings = self.normalisation.ratings_of(scores)
+        ratings = ratings_of(self.normalisation, scores)
         return np.clip(ratings, *self.rating_range, out=ratings) if clip else ratings
 
     def recommend(

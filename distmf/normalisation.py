@@ -53,6 +53,15 @@ def normalise(
     )
 
 
+def ratings_of(normalisation: Normalisation, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the ratings that scores stand for: the same, or what the sigmoid makes of them."""
+    if normalisation.bounds is None:
+        return scores
+    low, high = normalisation.bounds
+    with np.errstate(over="ignore"):  # e^∞ is what it ought to be
+        return np.float32(low) + np.float32(high - low) / (np.float32(1) + np.exp(-scores))
+
+
 def check_ratings(blocks: Blocks, normalisation: Normalisation) -> None:
     """Refuse ratings that a model which training goes on from is not for.
 

@@ -75,6 +75,20 @@ class Number(click.FloatRange):
         return number
 
 
+class CountOrShare(Number):
+    """A whole number from 1 on, or a share between 0 and 1."""
+
+    name = "N|SHARE"
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return an int or a float."""
+        number = super().convert(value, param, ctx)
+        return int(number) if number >= 1 and number == int(number) else number
+
+
 class Grid(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """Numbers of row blocks and column blocks."""
 

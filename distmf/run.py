@@ -17,6 +17,7 @@ from distmf.blocks import Blocks, Part
 from distmf.factors import fetch
 from distmf.graph import State
 from distmf.grid import BlockKey
+from distmf.normalisation import ratings_of
 from distmf.pairs import scores_of_pairs
 from distmf.residuals import Residuals, buckets_of
 from distmf.schedule import strata
@@ -143,4 +144,4 @@ def _predicted(training: Training, scores: npt.NDArray[np.float32]) -> npt.NDArr
     normalisation = training.hyper.normalisation
     scores *= np.float32(normalisation.unit_of_scores)
     scores += np.float32(normalisation.score_of_mean)
-    return np.clip(normalisation.ratings_of(scores), *training.blocks.rating_range)
+    return np.clip(ratings_of(normalisation, scores), *training.blocks.rating_range)

@@ -15,6 +15,7 @@ from distmf import split
 from distmf.errors import ParameterError, RatingsError, StoreError
 from tests.clusters import cluster
 from tests.helpers import write
+from tests.test_cli import as_json, run
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def table() -> pa.Table:
     )
 
 
-MODULE = sys.modules["distmf.split"]  # whose name in the package is that of the function
+MODULE = sys.modules["distmf.splitting"]
 Row = tuple[Any, ...]
 
 
@@ -168,3 +169,18 @@ def test_split__refuses(table: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not only distmf split"):
         split(table, tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_split__command(table: pa.Table, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.parquet", table)
+    found = as_json(
+        run("split", path, tmp_path / "a", "--by", "last", "--test-size", 2, "--time", "timestamp", "--json")
+    )
+    expected = split(path, tmp_path / "b", by="last", test_size=2, time="timestamp")
+    assert (found["n_train"], found["n_test"]) == (expected.n_train, expected.n_test)
+    assert found["test"] == f"{tmp_path}/a/test"
+    shown = run("split", path, tmp_path / "a", "--test-size", 0.2)
+    assert f" ratings in {tmp_path}/a/train, " in shown.stdout
+    refused = run("split", path, tmp_path / "a", "--test-size", 3)
+    assert refused.exit_code == 2
+    assert "test_size is 3; it can be a share between 0 and 1" in refused.stderr

@@ -34,8 +34,8 @@ heldout
 trainer folding warm parameters
 training
 preparing
-factorization datasets halving recommending export split
-evaluate ranking tuning describe options simulation footprint
+factorization datasets halving recommending exporting splitting
+evaluation ranking tuning describe options simulation footprint
 demo plan
 rates describe_plan
 plan_inputs
@@ -73,6 +73,11 @@ MODULES = sorted({path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__
 
 def test_levels__name_every_module() -> None:
     assert sorted(ORDER) == MODULES
+
+
+def test_modules__have_no_public_name() -> None:
+    """Whoever imports a module binds its name in the package, and a function of that name would be gone."""
+    assert set(MODULES) & set(distmf.__all__) == {"datasets", "errors"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -13,7 +13,7 @@ import itertools
 import numbers
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distmf.choices import WAYS, By
 from distmf.engines import check_storage, open_engine
 from distmf.errors import ParameterError, RatingsError
 from distmf.ids import hash_ids, mix, salt
@@ -32,9 +33,6 @@ from distmf.store import Folder, Kind
 KIND = Kind("distmf split", 1, "_distmf.json", (), r"(train|test)/part-\d+\.parquet")
 SORTED = "sorted"
 ROWS_AT_ONCE = 1 << 20
-
-By = Literal["random", "user", "last"]
-WAYS: tuple[By, ...] = get_args(By)
 
 
 class Split(NamedTuple):
