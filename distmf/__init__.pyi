@@ -10,6 +10,7 @@ from .recommending import recommend_all
 from .splitting import split
 from .tuning import tune
 from .version import __version__
+from .watching import watch
 
 __all__ = [
     "Blocks",
@@ -29,4 +30,5 @@ __all__ = [
     "recommend_all",
     "split",
     "tune",
+    "watch",
 ]

@@ -33,7 +33,6 @@ from distmf.options import (
     rank_option,
     rating_option,
     reporting,
-    say,
     seed_option,
     threads_option,
     weight_option,
@@ -98,7 +97,7 @@ def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
     from distmf.demo import run_demo
 
     with reporting(as_json=as_json, quiet=quiet) as report:
-        report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else say(line)))
+        report(*run_demo(seed, threads, say=lambda line: None if as_json or quiet else report.say(line)))
 
 
 @main.command()

@@ -30,9 +30,10 @@ from distributed.comm.core import CommClosedError
 from distributed.comm.core import connect as connect_to
 from distributed.security import Security
 
-from distmf.engine import EnoughError, Graph, OnChange, OnDone, key_in_words
+from distmf.engine import EnoughError, Graph, OnChange, OnDone, OnTask, key_in_words
 from distmf.errors import ClusterError, GraphLostError
 from distmf.filesystem import one_line
+from distmf.progress import SHOWN, Dashboard, tell
 from distmf.store import temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class ClusterEngine:
     def __enter__(self) -> Self:
         self._wait_for_workers()
         self._check_versions()
+        if (url := self._dashboard()) is not None:
+            logger.info("dashboard: %s", url, extra=SHOWN)
+            tell(Dashboard(url))
         return self
 
     def __exit__(
@@ -91,6 +95,11 @@ class ClusterEngine:
     def n_slots(self) -> int:
         """Threads of all workers that take tasks."""
         return sum(worker["nthreads"] for worker in self.workers().values()) or 1
+
+    def _dashboard(self) -> str | None:
+        """Return the URL of the scheduler's dashboard, if it has one."""
+        has_one = "dashboard" in self._identity().get("services", {})
+        return str(self.client.dashboard_link) if has_one else None
 
     @property
     def _address(self) -> str:
@@ -110,7 +119,12 @@ class ClusterEngine:
         return {f"{workers[address]['name']} ({address})": value for address, value in found.items()}
 
     def run(
-        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+        self,
+        graph: Graph,
+        keys: Sequence[Key],
+        on_done: OnDone | None = None,
+        on_change: OnChange | None = None,
+        on_task: OnTask | None = None,
     ) -> list[Any]:
         """Compute `keys` of a graph; see `Engine.run`.
 

@@ -22,6 +22,7 @@ SGD_NAMES = "sgd-even", "sgd-odd"  # a colour each on the dashboard, so that one
 
 OnDone = Callable[[Any, Any], None]
 OnChange = Callable[[], None]
+OnTask = Callable[[Any], None]
 
 
 class EnoughError(Exception):
@@ -107,7 +108,12 @@ class Engine(Protocol):
         """Call a function in every process that runs tasks; return what it returned or raised, by process."""
 
     def run(
-        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+        self,
+        graph: Graph,
+        keys: Sequence[Key],
+        on_done: OnDone | None = None,
+        on_change: OnChange | None = None,
+        on_task: OnTask | None = None,
     ) -> list[Any]:
         """Compute `keys` of a graph.
 
@@ -123,6 +129,8 @@ class Engine(Protocol):
             Called in this thread, every few seconds, if workers have joined or left since the graph was sent. A cluster
             computes again all that a lost worker's blocks came from, and gives little to a new one; whoever knows
             a better place to go on from raises `GraphLostError`.
+        on_task : callable, optional
+            Called in this thread with the key of every task that is done, where all tasks run in this process.
 
         Raises
         ------

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -288,14 +288,38 @@ def say(text: str) -> None:
     Console(soft_wrap=True, markup=False, emoji=False).print(text)
 
 
+class Report(NamedTuple):
+    """Prints on standard output, where nothing else is drawn meanwhile.
+
+    Attributes
+    ----------
+    as_json : bool
+        Whether results are one JSON object, and not text.
+    rest : callable
+        Ends what is drawn.
+    """
+
+    as_json: bool
+    rest: Callable[[], None]
+
+    def __call__(self, found: dict[str, Any], text: str) -> None:
+        """Print a result."""
+        self.rest()
+        if self.as_json:
+            click.echo(json.dumps(found, allow_nan=False))
+        else:
+            say(text)
+
+    def say(self, text: str) -> None:
+        """Print text on the way to a result."""
+        self.rest()
+        say(text)
+
+
 @contextlib.contextmanager
-def reporting(*, as_json: bool, quiet: bool) -> Iterator[Callable[[dict[str, Any], str], None]]:
-    """Show what is logged on standard error, and yield what prints a result on standard output: as JSON or as text."""
-    handler = logging.StreamHandler()
-    package = logging.getLogger("distmf")
-    package.addHandler(handler)
-    package.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        yield lambda found, text: click.echo(json.dumps(found, allow_nan=False)) if as_json else say(text)
-    finally:
-        package.removeHandler(handler)
+def reporting(*, as_json: bool, quiet: bool) -> Iterator[Report]:
+    """Show on standard error how far work is, and yield what prints results."""
+    from distmf.watching import watch
+
+    with watch(quiet=quiet) as rest:
+        yield Report(as_json, rest)

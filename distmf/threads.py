@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from dask.typing import Key
 
-from distmf.engine import Graph, OnChange, OnDone
+from distmf.engine import Graph, OnChange, OnDone, OnTask
 
 
 class ThreadEngine:
@@ -55,7 +55,12 @@ class ThreadEngine:
             return {"this process": future.exception() or future.result()}
 
     def run(
-        self, graph: Graph, keys: Sequence[Key], on_done: OnDone | None = None, on_change: OnChange | None = None
+        self,
+        graph: Graph,
+        keys: Sequence[Key],
+        on_done: OnDone | None = None,
+        on_change: OnChange | None = None,
+        on_task: OnTask | None = None,
     ) -> list[Any]:
         """Compute `keys` of a graph; see `Engine.run`. Threads neither join nor leave."""
         left = set(keys)
@@ -69,6 +74,8 @@ class ThreadEngine:
                     running[key].add_done_callback(lambda _, key=key: ended.put(key))  # type: ignore[misc]
                 key = ended.get()
                 queue.put(key, running.pop(key).result())
+                if on_task is not None:
+                    on_task(key)
                 if key in left:
                     left.remove(key)
                     if on_done is not None:

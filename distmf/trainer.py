@@ -22,7 +22,7 @@ from distmf import factors, kernel, langevin
 from distmf.blocks import forget
 from distmf.buffers import give_back_idle_memory
 from distmf.checkpoint import Checkpoint, Progress
-from distmf.engine import MAX_LOSSES, Engine, EnoughError, Graph, new_token, run_through_losses
+from distmf.engine import MAX_LOSSES, SGD_NAMES, Engine, EnoughError, Graph, new_token, run_through_losses
 from distmf.errors import DivergedError, GraphLostError
 from distmf.factors import Saved, Source
 from distmf.graph import (
@@ -37,6 +37,7 @@ from distmf.graph import (
 )
 from distmf.grid import Shape
 from distmf.history import Baselines, Epoch, Stopped
+from distmf.progress import SHOWN, Trained, tell
 from distmf.residuals import Residuals
 from distmf.run import Run, counts_of, machine, now, sampled_residuals, timetable
 from distmf.stepsize import StepRule
@@ -331,7 +332,7 @@ class Trainer:
         start = time.perf_counter()
         try:
             with contextlib.suppress(EnoughError):
-                self.engine.run(generation.graph, generation.keys, watch.on_done, watch.on_change)
+                self.engine.run(generation.graph, generation.keys, watch.on_done, watch.on_change, watch.on_task)
         finally:
             self.seconds += time.perf_counter() - start
         if self.checkpoint:
@@ -428,6 +429,9 @@ class Trainer:
         n_epochs = max(1, epoch.epoch - self._first_epoch)  # fewer than at first after a roll-back
         measure = self.training.hyper.objective.details.measure
         holdout = "" if epoch.holdout_error is None else f"  holdout {measure} {epoch.holdout_error:.4f}"
+        rate = n_epochs * self.training.blocks.n_ratings / seconds
+        left = seconds / n_epochs * (self.rules.epochs - epoch.epoch)
+        tell(Trained(epoch.epoch, self.rules.epochs, epoch.train_error, epoch.holdout_error, measure, rate, left))
         logger.info(
             "epoch %*d/%d  train %s %.4f%s  step %.4f  %.1f M ratings/s  %.0f s left",
             len(str(self.rules.epochs)),
@@ -437,8 +441,9 @@ class Trainer:
             epoch.train_error,
             holdout,
             epoch.step_size,
-            n_epochs * self.training.blocks.n_ratings / seconds / 1e6,
-            seconds / n_epochs * (self.rules.epochs - epoch.epoch),
+            rate / 1e6,
+            left,
+            extra=SHOWN,
         )
 
 
@@ -460,6 +465,7 @@ class _Watch:
         self.values: dict[Any, Any] = {}
         self.snapshots = dict(generation.snapshots)
         self.n_slots = trainer.engine.n_slots
+        self.n_visits = 0
         self.start = self.passed = time.perf_counter()
 
     def on_done(self, key: Any, value: Any) -> None:
@@ -471,6 +477,13 @@ class _Watch:
                 self._accept(n, *self.values.pop(self.snapshots.pop(n)))
         if self._is_over and not any(n <= self.reached.epoch for n in self.snapshots):
             raise EnoughError
+
+    def on_task(self, key: Any) -> None:
+        """Tell those who watch how many blocks were visited."""
+        if self.say and key[0].startswith(SGD_NAMES):
+            self.n_visits += 1
+            shape = self.trainer.training.blocks.shape
+            tell(Trained(self.begin.state.epoch + self.n_visits / math.prod(shape), self.trainer.rules.epochs))
 
     def on_change(self) -> None:
         """Go on from the last state if it is a later one than the graph began with."""

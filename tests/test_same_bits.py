@@ -80,7 +80,7 @@ def test_same_bits__on_either_scheduler(
 ) -> None:
     used = []
 
-    def run(self: Engine, graph: Graph, keys: Any, on_done: Any = None, on_change: Any = None) -> Any:
+    def run(self: Engine, graph: Graph, keys: Any, on_done: Any = None, *others: Any) -> Any:
         used.append(get)
         values = get(graph.tasks, list(keys))
         for key, value in zip(keys, values, strict=True):

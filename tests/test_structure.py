@@ -16,7 +16,7 @@ PACKAGE = Path(distmf.__file__).parent
 
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
-errors version choices clock sizes buffers progress cache process filesystem engine encoding losses lanes
+errors version choices clock sizes buffers progress watching cache process filesystem engine encoding losses lanes
 compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
 ids moments residuals schedule ratings matrix factors lock engines diagnosis
 numbering names
@@ -51,7 +51,7 @@ RESTRICTED = {
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
     "click": {"cli", "options", "plan_command", "tune_command"},
-    "rich": {"options"},
+    "rich": {"options", "watching"},
     "fsspec": {"filesystem"},
 }
 
