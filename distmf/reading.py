@@ -105,6 +105,6 @@ def _narrow(ids: pa.Array) -> pa.Array:
 def _joined(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
-    users, items, ratings, weights = zip(*batches, strict=True)
+    users, items, ratings, weights, _ = zip(*batches, strict=True)
     joined = None if weights[0] is None else np.concatenate(weights)
     return Batch(pa.concat_arrays(users), pa.concat_arrays(items), np.concatenate(ratings), joined)

@@ -1,0 +1,58 @@
+"""Block and train ratings that are larger than the memory that this process may use, and stay within it.
+
+    python examples/larger_than_memory.py                                       # 20 million ratings in 450 MiB
+    python examples/larger_than_memory.py --ratings 1e9 --memory 2GiB --folder /somewhere/with/space
+
+The ratings are made up, of known factors plus noise, so that the best possible error is known. What blocking and
+training take is planned before they begin; at the end stands what they took. The libraries take about 200 MiB of it.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import resource
+import tempfile
+from pathlib import Path
+
+import distmf
+from distmf.datasets import planted_ratings
+from distmf.sizes import format_bytes, parse_bytes
+
+BYTES_PER_KILOBYTE = 1024  # which Linux counts the peak in
+
+
+def main() -> None:
+    """Make ratings, block them, train, and compare memory and error with what was planned."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratings", type=float, default=2e7, help="how many (default: 2e7)")
+    parser.add_argument("--memory", default="450 MiB", help="that this process may use (default: 450 MiB)")
+    parser.add_argument("--rank", type=int, default=32, help="latent factors (default: 32)")
+    parser.add_argument("--epochs", type=int, default=5, help="passes over the ratings (default: 5)")
+    parser.add_argument("--folder", type=Path, help="where there is space for it (default: where temporary files go)")
+    args = parser.parse_args()
+    n_ratings = int(args.ratings)
+    n_users, n_items = max(100, n_ratings // 140), max(50, n_ratings // 900)
+
+    with tempfile.TemporaryDirectory(prefix="larger-", dir=args.folder) as name, distmf.watch() as rest:
+        folder = Path(name)
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
+            # What it takes to make ratings does not count.
+            made = another.submit(planted_ratings, folder / "ratings", n_ratings, n_users, n_items, seed=0)
+            floor = made.result().noise_floor
+        blocks = distmf.block_ratings(
+            folder / "ratings", folder / "blocks", holdout=0.05, rank=args.rank, memory=args.memory
+        )
+        mf = distmf.MatrixFactorization(args.rank, epochs=args.epochs).fit(blocks, memory=args.memory)
+        mf.save(folder / "model")
+        rest()
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KILOBYTE
+        in_memory = format_bytes(24 * n_ratings)  # 8 bytes for each user, item and rating
+        print(f"ratings   {n_ratings:,}, as a data frame {in_memory}")
+        print(f"memory    {format_bytes(peak)} at most, of {format_bytes(parse_bytes(args.memory))}")
+        print(f"holdout   RMSE {mf.history_.holdout_rmse:.4f}; the noise alone has {floor:.4f}")
+        print(mf.history_.summary())
+
+
+if __name__ == "__main__":
+    main()
