@@ -10,15 +10,32 @@ training take is planned before they begin; at the end stands what they took. Th
 import argparse
 import concurrent.futures
 import multiprocessing
-import resource
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import distmf
 from distmf.datasets import planted_ratings
 from distmf.sizes import format_bytes, parse_bytes
 
-BYTES_PER_KILOBYTE = 1024  # which Linux counts the peak in
+SECONDS_BETWEEN_LOOKS = 0.01
+
+
+class Peak(threading.Thread):
+    """Looks how much memory is this process's own: without pages of files, which the system takes when it wants."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.n_bytes = 0
+
+    def run(self) -> None:
+        """Look, as long as the process runs."""
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            of_its_own = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+            self.n_bytes = max(self.n_bytes, 1024 * of_its_own)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def main() -> None:
@@ -39,6 +56,8 @@ def main() -> None:
             # What it takes to make ratings does not count.
             made = another.submit(planted_ratings, folder / "ratings", n_ratings, n_users, n_items, seed=0)
             floor = made.result().noise_floor
+        peak = Peak()
+        peak.start()
         blocks = distmf.block_ratings(
             folder / "ratings", folder / "blocks", holdout=0.05, rank=args.rank, memory=args.memory
         )
@@ -46,10 +65,9 @@ def main() -> None:
         mf.save(folder / "model")
         rest()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KILOBYTE
         in_memory = format_bytes(24 * n_ratings)  # 8 bytes for each user, item and rating
         print(f"ratings   {n_ratings:,}, as a data frame {in_memory}")
-        print(f"memory    {format_bytes(peak)} at most, of {format_bytes(parse_bytes(args.memory))}")
+        print(f"memory    {format_bytes(peak.n_bytes)} at most, of {format_bytes(parse_bytes(args.memory))}")
         print(f"holdout   RMSE {mf.history_.holdout_rmse:.4f}; the noise alone has {floor:.4f}")
         print(mf.history_.summary())
 
