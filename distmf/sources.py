@@ -118,6 +118,22 @@ def table_of(users: pa.Array, items: pa.Array, ratings: Any) -> pa.Table:
     return pa.table(dict(zip(Columns()[:3], (users, items, np.asarray(ratings)), strict=True)))
 
 
+def only_one_of(there: Sequence[str], known: Sequence[str], what: str, source: str) -> str | None:
+    """Return the only column with one of some names, in small letters and without what stands between words.
+
+    Raises
+    ------
+    RatingsError
+        If there are several.
+    """
+    fitting = [other for other in there if re.sub(r"[^a-z0-9]", "", other.lower()) in known]
+    if len(fitting) > 1:
+        raise RatingsError(
+            f"{source}: the {what} may be in {' or '.join(map(repr, fitting))}; say in which by {what}= (--{what})"
+        )
+    return fitting[0] if fitting else None
+
+
 def _columns(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
     """Return the columns to read: as they are named, or as the only one of a name that is known."""
     found: dict[str, Any] = {}
@@ -125,13 +141,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
         if names.get(what) is not None or what not in names:
             found[what] = names.get(what)
             continue
-        plain = {other: re.sub(r"[^a-z0-9]", "", other.lower()) for other in there}
-        fitting = [other for other in there if plain[other] in known]
-        if len(fitting) > 1:
-            raise RatingsError(
-                f"{source}: the {what} may be in {' or '.join(map(repr, fitting))}; say in which by {what}= (--{what})"
-            )
-        found[what] = fitting[0] if fitting else getattr(Columns(), what) or "timestamp"
+        found[what] = only_one_of(there, known, what, source) or getattr(Columns(), what) or "timestamp"
     columns = Columns(**found, weight=names.get("weight"))
     guessed = {what: name for what, name in found.items() if what in names and names[what] is None}
     if any(name != getattr(Columns(), what) for what, name in guessed.items()):
