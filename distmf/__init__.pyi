@@ -4,6 +4,7 @@ from .blocks import Blocks, open_blocks
 from .evaluation import evaluate
 from .exporting import export
 from .factorization import MatrixFactorization, load
+from .html_report import report
 from .matrix import always, non_negative, not_nan
 from .ranking import evaluate_ranking
 from .recommending import recommend_all
@@ -28,6 +29,7 @@ __all__ = [
     "not_nan",
     "open_blocks",
     "recommend_all",
+    "report",
     "split",
     "tune",
     "watch",

@@ -39,6 +39,7 @@ from distmf.options import (
 )
 from distmf.plan_command import plan
 from distmf.progress import Progress
+from distmf.report_command import report as report_model
 from distmf.sizes import counted
 from distmf.tune_command import tune
 
@@ -480,3 +481,4 @@ def inspect(path: str, as_json: bool, quiet: bool) -> None:
 
 main.add_command(plan)
 main.add_command(tune)
+main.add_command(report_model)

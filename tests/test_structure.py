@@ -27,7 +27,7 @@ records tiles
 counting fitting tasks graph
 scattering sources
 merging
-blocking
+blocking titles
 sides checkpoint normalisation run
 model
 heldout
@@ -35,11 +35,14 @@ trainer folding warm parameters
 training
 preparing
 factorization datasets halving recommending exporting splitting
-evaluation ranking tuning describe options simulation footprint
+evaluation ranking tuning describe options simulation footprint drawing
+charts maps
+page
+html_report
 demo plan
 rates describe_plan
 plan_inputs
-plan_command tune_command
+plan_command tune_command report_command
 cli
 """
 ORDER = {name: n for n, name in enumerate(LEVELS.split())}
@@ -50,7 +53,9 @@ RESTRICTED = {
     "llvmlite": {"compiled", "vectors", "lanes", "best", "pairs"},
     "dask": {"engine", "threads", "cluster", "graph", "scattering", "merging", "jobs", "trainer", "rates"},
     "distributed": {"cluster"},
-    "click": {"cli", "options", "plan_command", "tune_command"},
+    "click": {"cli", "options", "plan_command", "tune_command", "report_command"},
+    "bokeh": {"drawing", "charts", "maps", "page"},
+    "jinja2": {"page"},
     "rich": {"options", "watching"},
     "fsspec": {"filesystem"},
 }

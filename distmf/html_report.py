@@ -1,0 +1,46 @@
+"""A trained model -> one HTML file that shows how it was trained and how good it is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distmf.errors import DistMFError
+from distmf.factorization import MatrixFactorization
+from distmf.store import new_file
+
+
+def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, str] | None = None) -> None:
+    """Write a report of a trained model: one HTML file that needs nothing else, whole or not at all.
+
+    It has the learning curves, errors by size, by rating and by how much is known of users and items, the grid, the
+    times of the last epoch, a map of the items, the diagnosis, and the settings to train the same again. It needs
+    Bokeh: ``pip install 'distmf[report]'``.
+
+    Parameters
+    ----------
+    mf : MatrixFactorization
+        A trained model.
+    path : str or Path
+        File or fsspec URL to write; a file that is there is replaced.
+    titles : mapping, optional
+        Titles of items by their ids, to show in the map; ids without one are shown as they are.
+
+    Raises
+    ------
+    NotFittedError
+        Before training.
+    DistMFError
+        If Bokeh is not installed.
+    StoreError
+        If the file cannot be written.
+    """
+    mf.model_  # noqa: B018 (raises if there is none)
+    try:
+        from distmf.page import page  # noqa: PLC0415 (needs an extra)
+    except ModuleNotFoundError as err:
+        if (err.name or "").partition(".")[0] != "bokeh":
+            raise
+        raise DistMFError("a report needs Bokeh: pip install 'distmf[report]'") from err
+    html = page(mf, titles or {})
+    with new_file(path) as file:
+        file.write(html.encode())
