@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests marked `deploy` need. Run as root, or where sudo asks for no password.
+# Installs the Debian packages that the tests marked `deploy` need, and those of reports. Run as root, or where sudo asks for no password.
 set -euo pipefail
 
 packages=(
     openssl
+    chromium  # tests/test_report.py
     aardvark-dns conmon debootstrap iptables netavark podman runc  # compose/
     munge slurm-wlm  # slurm/
     openssh-client openssh-server  # ssh/
