@@ -160,6 +160,8 @@ def write_inputs(folder: Path, data: Path | None = None) -> None:
     is_liked = pa.array((clicks["rating"].to_numpy() > 3).astype(np.float32))
     pq.write_table(clicks.set_column(2, "rating", is_liked), folder / "clicks.parquet")
     pq.write_table(pa.table({"user_id": [7, 3, 11]}), folder / "users.parquet")
+    timed = table(users[:3000], items[:3000]).append_column("timestamp", pa.array(rng.permutation(3000)))
+    pq.write_table(timed, folder / "timed.parquet")
     if data is not None:
         for path in data.glob("*.parquet"):
             (folder / path.name).symlink_to(path.resolve())

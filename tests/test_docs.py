@@ -1,9 +1,11 @@
 """The documentation: what its pages say runs, its links lead somewhere, and the site builds without a warning."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,10 +13,12 @@ import pytest
 
 import distmf
 from distmf import blocks, checkpoint, halving, model, recommending
+from tests.clusters import processes, start_scheduler, start_worker
 from tests.documents import is_external, links, read_blocks, run_commands, run_python, runnable, write_inputs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+READ = [*PAGES, ROOT / "README.md"]  # whose code runs
 DOCUMENTS = [*PAGES, *ROOT.glob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 DATA = Path(os.environ["DISTMF_TEST_DATA"]) if "DISTMF_TEST_DATA" in os.environ else None
 
@@ -23,7 +27,7 @@ def with_blocks(*languages: str, needs_data: bool = False) -> list[Path]:
     """Return the pages with blocks of some languages; or those with blocks that need test data."""
     return [
         page
-        for page in PAGES
+        for page in READ
         if any(
             block.language in languages and block.not_run is None and (block.needs or not needs_data)
             for block in read_blocks(page)
@@ -31,16 +35,29 @@ def with_blocks(*languages: str, needs_data: bool = False) -> list[Path]:
     ]
 
 
+@contextlib.contextmanager
+def cluster_for(page: Path, folder: Path) -> Iterator[None]:
+    """Run a scheduler with its file in the folder, and two workers, if the page speaks of one."""
+    with processes() as started:
+        if "scheduler.json" in page.read_text():
+            start_scheduler(started, folder)
+            for name in ("a", "b"):
+                start_worker(started, folder, name)
+        yield
+
+
 @pytest.mark.parametrize("page", with_blocks("python", "pycon"), ids=lambda page: page.stem)
 def test_python__of_each_page_runs(page: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path)
-    run_python(runnable(read_blocks(page), None), tmp_path)
+    with cluster_for(page, tmp_path):
+        run_python(runnable(read_blocks(page), None), tmp_path)
 
 
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=lambda page: page.stem)
 def test_commands__of_each_page_run(page: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path)
-    run_commands(runnable(read_blocks(page), None), tmp_path)
+    with cluster_for(page, tmp_path):
+        run_commands(runnable(read_blocks(page), None), tmp_path)
 
 
 @pytest.mark.parametrize("page", with_blocks("python", "pycon", "sh", needs_data=True), ids=lambda page: page.stem)
@@ -55,10 +72,10 @@ def test_blocks__that_need_real_ratings_run(page: Path, tmp_path: Path) -> None:
 
 
 def test_blocks__that_are_never_run_say_why(capsys: pytest.CaptureFixture[str]) -> None:
-    code = [block for page in PAGES for block in read_blocks(page) if block.language in ("python", "pycon", "sh")]
+    code = [block for page in READ for block in read_blocks(page) if block.language in ("python", "pycon", "sh")]
     left_out = [block for block in code if block.not_run is not None]
     with capsys.disabled():
-        sys.stdout.write(f"\n{len(left_out)} of {len(code)} blocks in docs/ are not run:\n")
+        sys.stdout.write(f"\n{len(left_out)} of {len(code)} blocks of code in docs/ and the README are not run:\n")
         sys.stdout.writelines(f"  {block}: {block.not_run}\n" for block in left_out)
     assert all(block.not_run for block in left_out)
     assert len(left_out) < len(code) / 4
