@@ -135,6 +135,7 @@ class Trainer:
     seconds: float = field(init=False, default=0.0)
     best_epoch: int | None = field(init=False, default=None)
     cooled: int = field(init=False, default=0)
+    n_slots: int = field(init=False, default=0)  # of the last graph
     last_visits: tuple[int, tuple[Visit, ...]] = field(init=False, default=(0, ()))  # of which epoch
     baselines: Baselines | None = field(init=False, default=None)
     _cost_of_mean: float = field(init=False, default=1.0)
@@ -160,13 +161,13 @@ class Trainer:
         return sampled_residuals(*self._result())
 
     def told(self, residuals: Residuals | None) -> Run:
-        """Return what a report tells of the training, with the errors of its result."""
+        """Return what a report tells of the training, with the errors of its result; it may have lost its cluster."""
         epochs, blocks = self.progress.epochs, self.training.blocks
         return Run(
             now(),
             self.seconds,
             self.ratings_per_second,
-            self.engine.n_slots,
+            self.n_slots,
             not self.engine.shares_memory,
             [epoch.utilization for epoch in epochs],
             machine(),
@@ -464,7 +465,7 @@ class _Watch:
         self.epochs, self.costs = list(begin.epochs), list(begin.costs)
         self.values: dict[Any, Any] = {}
         self.snapshots = dict(generation.snapshots)
-        self.n_slots = trainer.engine.n_slots
+        self.n_slots = trainer.n_slots = trainer.engine.n_slots
         self.n_visits = 0
         self.start = self.passed = time.perf_counter()
 

@@ -25,7 +25,7 @@ WRITES_NO_VIEWS = int(pa.__version__.split(".")[0]) < 21
 def read(source: Any, columns: Columns = COLUMNS) -> Batch:
     ratings = open_ratings(source, columns)
     batches = [batch for piece in ratings.pieces for batch in read_piece(ratings, piece)]
-    user, item, rating, _ = zip(*batches, strict=True)
+    user, item, rating, *_ = zip(*batches, strict=True)
     return Batch(pa.concat_arrays(user), pa.concat_arrays(item), np.concatenate(rating))
 
 

@@ -47,7 +47,8 @@ def upload(path: Path, url: str) -> str:
 def objects(url: str) -> dict[str, bytes]:
     """Return what lies below a URL, as `files` does for a folder."""
     folder = Folder.at(url)
-    return {path[len(folder.path) + 1 :]: folder.fs.cat_file(path) for path in folder.fs.find(folder.path)}
+    paths = [path for path in folder.fs.find(folder.path) if not path.endswith("/run.json")]
+    return {path[len(folder.path) + 1 :]: folder.fs.cat_file(path) for path in paths}
 
 
 def killed(code: str, *args: str) -> None:
