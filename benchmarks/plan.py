@@ -131,7 +131,8 @@ def sleep(engine: ClusterEngine, shape: Shape, seconds: float) -> tuple[float, f
     generation = hollow_generation(shape, 1, engine.owners(shape.rows), pause)
     values = engine.run(generation.graph, [*generation.epochs.values(), *generation.snapshots.values()])
     epoch = time.perf_counter() - start
-    return epoch, values[0].seconds / (shape.rows * shape.cols), len(generation.graph.tasks)
+    seconds = [visit.seconds for visit in values[0].visits]
+    return epoch, sum(seconds) / len(seconds), len(generation.graph.tasks)
 
 
 def sleeping(n_workers: int, sizes: list[int], pauses: list[float], rounds: int) -> Iterator[list[object]]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests marked `deploy` need, and those of reports. Run as root, or where sudo asks for no password.
+# Installs the Debian packages that the tests marked `deploy` need, and those of reports. Run as root, or where sudo asks for
+# no password.
 set -euo pipefail
 
 packages=(
