@@ -283,6 +283,8 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
 )
 @column_options
 @rating_option
+@threads_option
+@cluster_options
 @output_options
 def evaluate(
     model: str,
@@ -303,14 +305,16 @@ def evaluate(
     if ranking is None and (relevant is not None or exclude is not None):
         raise click.UsageError("--relevant and --exclude are for --ranking")
     with reporting(as_json=as_json, quiet=quiet) as report:
-        mf, columns = distmf.load(model), given_options(given)
-        found = distmf.evaluate(mf, ratings, **columns)
-        text = in_words(found)
+        given = given_options(given)
         lists: dict[str, Any] = {}
-        if ranking is not None:
-            lists = dict(distmf.evaluate_ranking(mf, ratings, ranking, relevant=relevant, exclude=exclude, **columns))
-            means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
-            text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
+        with client_for(given) as client:
+            found = distmf.evaluate(model, ratings, client=client, **given)
+            text = in_words(found)
+            if ranking is not None:
+                options = {"relevant": relevant, "exclude": exclude, "client": client, **given}
+                lists = dict(distmf.evaluate_ranking(model, ratings, ranking, **options))
+                means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
+                text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
         report({**found, **lists}, text)
 
 

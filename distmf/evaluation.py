@@ -1,21 +1,21 @@
 """A model and ratings that it has not seen -> its errors on them, in one pass, in bounded memory."""
 
-import logging
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from distmf.blocks import Blocks
+from distmf.engines import open_engine
 from distmf.errors import RatingsError
-from distmf.factorization import MatrixFactorization
-from distmf.heldout import HeldOut, open_heldout
+from distmf.factorization import MatrixFactorization, model_of
+from distmf.heldout import Places, known_items, on_engine, open_heldout, places_of, read
 from distmf.model import Model
-from distmf.pairs import in_threads
-from distmf.progress import Progress
+from distmf.ratings import Ratings
 from distmf.residuals import COUNTS, Bucket, Residuals, buckets, buckets_of
 from distmf.sizes import counted
-
-logger = logging.getLogger(__name__)
 
 INTERVALS = {"within_50": 0.6745, "within_90": 1.6449}  # standard deviations to either side of the prediction
 LEAST_PROBABILITY = 1e-7  # of what did happen, in the log loss: float32 does not tell smaller ones from 0
@@ -36,26 +36,30 @@ class Evaluation(TypedDict):
 
 
 def evaluate(
-    mf: MatrixFactorization,
+    mf: MatrixFactorization | str | Path,
     source: Any,
     *,
     user: str | None = None,
     item: str | None = None,
     rating: str | None = None,
     clip: bool = True,
+    client: Any = None,
+    threads: int | None = None,
 ) -> Evaluation:
     """Compare predictions with ratings that the model has not been trained on.
 
     Parameters
     ----------
-    mf : MatrixFactorization
-        A trained model.
+    mf : MatrixFactorization, str or Path
+        A trained model, or the folder or URL of one: on a cluster, workers then read it by themselves.
     source : Blocks, str, Path, table or matrix
         Ratings, as for `block_ratings`; or blocks, of which those held out are taken.
     user, item, rating : str, optional
         Names of the columns; by default those that can be nothing else, as user_id, userId or user.
     clip : bool
         Whether to clip predictions to the range of the ratings that were trained on.
+    client, threads
+        Where to run, as in `MatrixFactorization.fit`. The workers of a cluster must see the ratings.
 
     Returns
     -------
@@ -75,17 +79,23 @@ def evaluate(
         If the ratings do not hold what they should, or ids are of another type than those trained on; if blocks hold
         none out; if a model of two values is given others.
     """
-    model = mf.model_
-    with open_heldout(model, source, {"user": user, "item": item, "rating": rating}) as heldout:
-        found = _sums(model, heldout, clip=clip)
+    model, names = model_of(mf), {"user": user, "item": item, "rating": rating}
+    known = known_items(model)
+    with open_engine(client, threads) as engine, open_heldout(source, names, client) as heldout:
+        calls = [(heldout.source, part, clip) for part in heldout.parts]
+        prepare = partial(_prepared, heldout.source)
+        parts = on_engine(engine, model, "evaluating", prepare, _sums, calls, heldout.sizes)
+    found = _Sums.none()
+    for part in parts:
+        found = _Sums(found.residuals + part.residuals, found.others + part.others)
     residuals, (n_unseen, log_loss, *n_within) = found.residuals, found.others.tolist()
-    within_50, within_90 = (None if model.noise_std is None else count / residuals.n for count in n_within)
+    within_50, within_90 = (None if known.noise_std is None else count / residuals.n for count in n_within)
     return {
         "rmse": residuals.rmse,
         "mae": residuals.mae,
         "n": residuals.n,
         "n_unseen": int(n_unseen),
-        "log_loss": log_loss / residuals.n if _is_logistic(model) else None,
+        "log_loss": log_loss / residuals.n if _is_logistic(known) else None,
         "within_50": within_50,
         "within_90": within_90,
         "by_user_count": buckets(residuals.by_user),
@@ -139,27 +149,30 @@ class _Sums(NamedTuple):
         return cls(Residuals.none(), np.zeros(2 + len(INTERVALS)))
 
 
-def _sums(model: Model, heldout: HeldOut, *, clip: bool) -> _Sums:
-    has_draws, places = model.noise_std is not None, (buckets_of(model.users.counts), buckets_of(model.items.counts))
+class _Prepared(NamedTuple):
+    """Of a model and ratings: where blocks have what, and the buckets of users and of items."""
 
-    def of_part(part: Any) -> _Sums:
-        residuals, others = found = _Sums.none()
-        for batch in heldout.read(part):
-            predicted = model.predict_at(batch.rows, batch.cols, clip=clip, with_stds=has_draws)
-            residuals.add(batch.ratings, predicted.ratings, batch[:2], places, model.rating_range)
-            others[0] += np.count_nonzero(predicted.is_unseen)
-            if _is_logistic(model):
-                others[1] += _log_loss(model, batch.ratings, predicted.ratings)
-            if predicted.stds is not None:
-                errors = np.abs(batch.ratings - predicted.ratings)
-                others[2:] += [np.count_nonzero(errors <= width * predicted.stds) for width in INTERVALS.values()]
-        return found
+    places: Places | None
+    buckets: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
-    total, progress = _Sums.none(), Progress(logger, "evaluating", heldout.n)
-    for found in in_threads(of_part, heldout.parts):
-        total = _Sums(total.residuals + found.residuals, total.others + found.others)
-        progress.advance(found.residuals.n)
-    return total
+
+def _prepared(source: Ratings | Blocks, model: Model) -> _Prepared:
+    return _Prepared(places_of(source, model), (buckets_of(model.users.counts), buckets_of(model.items.counts)))
+
+
+def _sums(model: Model, prepared: _Prepared, source: Ratings | Blocks, part: Any, clip: bool) -> _Sums:
+    """Return the sums over a part of the ratings."""
+    residuals, others = found = _Sums.none()
+    for batch in read(model, prepared.places, source, part):
+        predicted = model.predict_at(batch.rows, batch.cols, clip=clip, with_stds=model.noise_std is not None)
+        residuals.add(batch.ratings, predicted.ratings, batch[:2], prepared.buckets, model.rating_range)
+        others[0] += np.count_nonzero(predicted.is_unseen)
+        if _is_logistic(model):
+            others[1] += _log_loss(model, batch.ratings, predicted.ratings)
+        if predicted.stds is not None:
+            errors = np.abs(batch.ratings - predicted.ratings)
+            others[2:] += [np.count_nonzero(errors <= width * predicted.stds) for width in INTERVALS.values()]
+    return found
 
 
 def _is_logistic(model: Model) -> bool:

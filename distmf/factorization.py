@@ -668,6 +668,23 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
+def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
+    """Return a trained model, or the folder that one is saved in.
+
+    Raises
+    ------
+    NotFittedError
+        Before training.
+    StoreError
+        If there is none in the folder.
+    """
+    if isinstance(mf, MatrixFactorization):
+        return mf.model_
+    folder = Folder.at(mf)
+    folder.read_manifest(KIND)
+    return folder
+
+
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:
     return np.asarray(ids.to_numpy(zero_copy_only=False))
 

@@ -1,6 +1,8 @@
 """A model and ratings that it has not seen -> how good its lists of the best items are."""
 
-import logging
+import functools
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -9,15 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.blocks import Blocks, is_blocks, open_blocks
+from distmf.engines import open_engine
 from distmf.errors import ParameterError, RatingsError
-from distmf.factorization import MatrixFactorization
-from distmf.heldout import HeldOut, Numbers, open_heldout
-from distmf.model import RatedReader
-from distmf.pairs import in_threads
-from distmf.progress import Progress
+from distmf.factorization import MatrixFactorization, model_of
+from distmf.heldout import Numbers, Places, known_items, on_engine, open_heldout, places_of, read
+from distmf.model import Model, RatedReader
+from distmf.ratings import Ratings
 from distmf.sides import as_ids
-
-logger = logging.getLogger(__name__)
 
 USERS_AT_ONCE = 1 << 14
 
@@ -36,7 +36,7 @@ class Ranking(TypedDict):
 
 
 def evaluate_ranking(
-    mf: MatrixFactorization,
+    mf: MatrixFactorization | str | Path,
     source: Any,
     n: int = 10,
     *,
@@ -47,13 +47,15 @@ def evaluate_ranking(
     user: str | None = None,
     item: str | None = None,
     rating: str | None = None,
+    client: Any = None,
+    threads: int | None = None,
 ) -> Ranking:
     """Compare the `n` best items of users with those that they liked, as ratings tell that the model has not seen.
 
     Parameters
     ----------
-    mf : MatrixFactorization
-        A trained model.
+    mf : MatrixFactorization, str or Path
+        A trained model, or the folder or URL of one.
     source : Blocks, str, Path, table or matrix
         Ratings, as for `block_ratings`; or blocks, of which those held out are taken.
     n : int
@@ -67,6 +69,8 @@ def evaluate_ranking(
         As in `MatrixFactorization.recommend`.
     user, item, rating : str, optional
         Names of the columns; by default those that can be nothing else, as user_id, userId or user.
+    client, threads
+        Where to run, as in `evaluate`.
 
     Returns
     -------
@@ -89,28 +93,34 @@ def evaluate_ranking(
     ----------
     .. [1] K. Järvelin, J. Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM TOIS 2002: NDCG.
     """
-    model = mf.model_
     if n < 1:
         raise ParameterError(f"n is {n}; it can be from 1")
-    with open_heldout(model, source, {"user": user, "item": item, "rating": rating}) as heldout:
-        users, items = _liked(heldout, relevant)
-    if not len(users):
-        raise RatingsError(f"{source}: no user that was trained on has a rating from {relevant} on")
+    model, names = model_of(mf), {"user": user, "item": item, "rating": rating}
+    items_among = known_items(model).items_among(among, without)
     if exclude is None and is_blocks(source):
         exclude = source
-    reader = None if exclude is None else RatedReader(open_blocks(exclude), model.items.map, ("train",))
-    places, among_all = np.unique(users), model.items_among(among, without)
-    n_items, progress = len(model.items.ids), Progress(logger, "ranking", len(places), "users")
-    sums, listed = np.zeros(6), np.zeros(n_items, dtype=np.bool_)
-    for begin in range(0, len(places), USERS_AT_ONCE):
-        some = places[begin : begin + USERS_AT_ONCE]
-        best = model.recommend(model.users.ids.take(pa.array(some)), n, reader, "mean", among_all)
-        found = model.items.map.numbers(as_ids(best.item_ids.ravel(), model.items.ids.type, "item"))
-        found = np.where(np.isfinite(best.scores), found.reshape(best.scores.shape), -1)
-        first, last = np.searchsorted(users, [some[0], some[-1] + 1])
-        sums += _sums(some, found, users[first:last], items[first:last], n)
-        listed[found[found >= 0]] = True
-        progress.advance(len(some))
+    blocks = None if exclude is None else open_blocks(exclude)
+    with open_engine(client, threads) as engine:
+        with open_heldout(source, names, client) as heldout:
+            calls = [(heldout.source, part, relevant) for part in heldout.parts]
+            prepare = partial(places_of, heldout.source)
+            found = on_engine(engine, model, "reading", prepare, _liked, calls, heldout.sizes)
+        users, items = _pairs(batch for batches in found for batch in batches)
+        if not len(users):
+            raise RatingsError(f"{source}: no user that was trained on has a rating from {relevant} on")
+        places = np.unique(users)
+        chunks = np.split(places, range(USERS_AT_ONCE, len(places), USERS_AT_ONCE))
+        ends = [np.searchsorted(users, [some[0], some[-1] + 1]) for some in chunks]
+        lists: list[tuple[Any, ...]] = [
+            (n, items_among, some, users[first:last], items[first:last])
+            for some, (first, last) in zip(chunks, ends, strict=True)
+        ]
+        prepare_reader = partial(_reader, blocks)
+        judged = on_engine(
+            engine, model, "ranking", prepare_reader, _judged, lists, [len(some) for some in chunks], "users"
+        )
+    sums = sum(part for part, _ in judged)
+    listed = functools.reduce(np.union1d, (places for _, places in judged))
     means = (sums / len(places)).tolist()
     return {
         "n_users": len(places),
@@ -120,33 +130,50 @@ def evaluate_ranking(
         "map": means[3],
         "mrr": means[4],
         "hit_rate": means[5],
-        "coverage": float(np.count_nonzero(listed) / len(among_all)),
+        "coverage": float(len(listed) / len(items_among)),
     }
 
 
-def _liked(heldout: HeldOut, relevant: float | None) -> tuple[Numbers, Numbers]:
-    """Return the places of users that were trained on, ascending, and of the items that they liked, each pair once.
+def _liked(
+    model: Model, blocks: Places | None, source: Ratings | Blocks, part: Any, relevant: float | None
+) -> list[tuple[Numbers, Numbers, pa.Array]]:
+    """Return places of users that were trained on and of items that they liked, and the ids of items at -1."""
+    found = []
+    for batch in read(model, blocks, source, part):
+        is_liked = batch.rows >= 0 if relevant is None else (batch.rows >= 0) & (batch.ratings >= relevant)
+        others = batch.unseen_items.filter(pa.array(is_liked[batch.cols < 0]))
+        found.append((batch.rows[is_liked], batch.cols[is_liked], others))
+    return found
+
+
+def _pairs(batches: Iterable[tuple[Numbers, Numbers, pa.Array]]) -> tuple[Numbers, Numbers]:
+    """Return the places of users, ascending, and of the items that they liked, each pair once.
 
     An item that was not trained on is one that nobody can be recommended: each has a number of its own below 0.
     """
     unseen: dict[Any, int] = {}
-
-    def of_part(part: Any) -> list[tuple[Numbers, Numbers, pa.Array]]:
-        found = []
-        for batch in heldout.read(part):
-            is_liked = batch.rows >= 0 if relevant is None else (batch.rows >= 0) & (batch.ratings >= relevant)
-            others = batch.unseen_items.filter(pa.array(is_liked[batch.cols < 0]))
-            found.append((batch.rows[is_liked], batch.cols[is_liked], others))
-        return found
-
     all_users, all_items = [], []
-    for batches in in_threads(of_part, heldout.parts):
-        for users, items, others in batches:
-            items[items < 0] = [-1 - unseen.setdefault(other, len(unseen)) for other in others.to_pylist()]
-            all_users.append(users)
-            all_items.append(items)
+    for users, places, others in batches:
+        items = places.copy()
+        items[items < 0] = [-1 - unseen.setdefault(other, len(unseen)) for other in others.to_pylist()]
+        all_users.append(users)
+        all_items.append(items)
     pairs = np.unique(np.stack([np.concatenate(all_users), np.concatenate(all_items)]), axis=1)
     return pairs[0], pairs[1]
+
+
+def _reader(blocks: Blocks | None, model: Model) -> RatedReader | None:
+    return None if blocks is None else RatedReader(blocks, model.items.map, ("train",))
+
+
+def _judged(
+    model: Model, reader: RatedReader | None, n: int, among: Numbers, some: Numbers, users: Numbers, items: Numbers
+) -> tuple[npt.NDArray[np.float64], Numbers]:
+    """Return sums over some users of the worth of their lists, given what each of them liked; and what is in them."""
+    best = model.recommend(model.users.ids.take(pa.array(some)), n, reader, "mean", among)
+    found = model.items.map.numbers(as_ids(best.item_ids.ravel(), model.items.ids.type, "item"))
+    found = np.where(np.isfinite(best.scores), found.reshape(best.scores.shape), -1)
+    return _sums(some, found, users, items, n), np.unique(found[found >= 0])
 
 
 def _sums(some: Numbers, found: Numbers, users: Numbers, items: Numbers, n: int) -> npt.NDArray[np.float64]:

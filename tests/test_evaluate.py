@@ -10,7 +10,8 @@ import pytest
 
 import distmf
 from distmf import MatrixFactorization, block_ratings, evaluate, evaluate_ranking
-from distmf.errors import ParameterError, RatingsError
+from distmf.errors import ParameterError, RatingsError, StoreError
+from tests.clusters import cluster
 from tests.helpers import random_ratings, write
 
 
@@ -101,6 +102,25 @@ def test_evaluate__of_probabilities_has_their_log_loss(tmp_path: Path) -> None:
         assert found == pytest.approx(np.mean(losses), rel=1e-5)
     with pytest.raises(RatingsError, match=r"the model tells -1 from 1, but there is a rating of 0\.5"):
         evaluate(mf, write(tmp_path / "t.parquet", {"user_id": [1, 2], "item_id": [1, 2], "rating": [1.0, 0.5]}))
+
+
+def test_evaluate__on_a_cluster_is_the_same(folder: Path, tmp_path: Path) -> None:
+    """Of a model in memory, and of one that the workers read; for ratings in files and in blocks."""
+    blocks = block_ratings(folder / "train.parquet", tmp_path / "b", holdout=0.2, grid=(3, 2))
+    mf, model, test = distmf.load(folder / "m"), folder / "m", folder / "test.parquet"
+    here = [evaluate(mf, source) for source in (test, blocks)]
+    ranks = [evaluate_ranking(mf, source, 5, exclude=blocks) for source in (test, blocks)]
+    assert evaluate(model, test, threads=1) == here[0]
+    with cluster(2, tmp_path) as client:
+        for source, errors, lists in zip((test, blocks), here, ranks, strict=True):
+            assert evaluate(mf, source, client=client) == evaluate(model, source, client=client) == errors
+            assert evaluate_ranking(model, source, 5, exclude=blocks, client=client) == lists
+        assert evaluate_ranking(mf, test, 5, exclude=blocks, client=client) == ranks[0]
+
+
+def test_evaluate__refuses_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no distmf model here: model\.json is missing"):
+        evaluate(tmp_path, tmp_path / "t.parquet")
 
 
 def test_evaluate__has_no_log_loss_of_ratings(folder: Path) -> None:
