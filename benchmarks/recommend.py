@@ -6,6 +6,11 @@
 Factors and biases are random. Both programs take turns to find the `-n` best items of all users, none left out, by
 their own exact search: distmf's `recommend`, and implicit's `recommend` of a model that has these factors, with the
 biases as one more. The table has the medians of `--rounds`. That both find the same is checked first.
+
+    python benchmarks/recommend.py --command --users 1e7 --items 1e4 --rank 16
+
+saves such a model and runs the whole command `distmf recommend` on it: users per second, and the most memory that is
+its own.
 """
 
 import os
@@ -13,7 +18,10 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is there: implicit asks for it, its own threads are many enough
 
 import argparse
+import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -24,7 +32,8 @@ import pyarrow as pa
 
 sys.path[0] = str(Path(__file__).parents[1])  # so that `benchmarks` is found
 
-from benchmarks.common import count, in_turn, machine, markdown  # noqa: E402
+import distmf  # noqa: E402
+from benchmarks.common import count, in_turn, machine, markdown, sampled_memory  # noqa: E402
 from distmf.history import History  # noqa: E402
 from distmf.losses import Normalisation, Objective  # noqa: E402
 from distmf.model import Model  # noqa: E402
@@ -52,6 +61,29 @@ def search_of_implicit(model: Model, n: int, threads: int) -> Callable[[], np.nd
     return lambda: peer.recommend(users, None, N=n, filter_already_liked_items=False)[0]
 
 
+def run_command(model: Model, rank: int, n: int) -> tuple[float, int, int]:
+    """Run `distmf recommend` on a model; return the seconds, the bytes at most, and the rows that were written."""
+    with tempfile.TemporaryDirectory() as folder:
+        mf = distmf.MatrixFactorization(rank)
+        mf._model = model
+        mf.save(f"{folder}/model")
+        command = [
+            sys.executable,
+            "-m",
+            "distmf",
+            "recommend",
+            f"{folder}/model",
+            f"{folder}/best",
+            "-n",
+            str(n),
+            "--json",
+        ]
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process, sampled_memory(process.pid) as samples:
+            output, _ = process.communicate()
+        return time.perf_counter() - start, max(samples), json.loads(output)["n"]
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,17 +92,26 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("-n", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--command", action="store_true", help="run the whole command instead, without a peer")
     options = parser.parse_args()
     threads, n = len(os.sched_getaffinity(0)), options.n
     users, items = (random_side(size, options.rank, seed) for seed, size in enumerate((options.users, options.items)))
-    model = Model(users, items, Normalisation(0.0, 1.0, Objective()), (-np.inf, np.inf), History((), "epochs"))
+    model = Model(users, items, Normalisation(0.0, 1.0, Objective()), (-1e30, 1e30), History((), "epochs"))
+    if options.command:
+        print(machine())
+        seconds, peak, n_rows = run_command(model, options.rank, n)
+        size = f"{model.n_bytes / 2**30:.1f} GiB of factors and biases"
+        print(
+            f"{n_rows:,} rows: {options.users / seconds:,.0f} users/s, {seconds:.1f} s, {peak / 2**20:,.0f} MiB; {size}"
+        )
+        return
     ids, among = pa.array(np.arange(options.users)), np.arange(options.items)
     searches = {"distmf": lambda: model.recommend(ids, n, None, "mean", among).item_ids}
     if find_spec("implicit") is not None:
         searches["implicit"] = search_of_implicit(model, n, threads)
     print(machine())
 
-    def seconds(search: Callable[[], np.ndarray]) -> Callable[[], float]:
+    def seconds_of(search: Callable[[], np.ndarray]) -> Callable[[], float]:
         def run() -> float:
             start = time.perf_counter()
             search()
@@ -80,7 +121,7 @@ def main() -> None:
 
     found = [search()[:CHECKED] for search in searches.values()]
     same = float(np.mean(found[0] == found[-1]))
-    medians = in_turn({name: seconds(search) for name, search in searches.items()}, options.rounds)
+    medians = in_turn({name: seconds_of(search) for name, search in searches.items()}, options.rounds)
     rows = [
         (name, f"{options.users / took:,.0f}", f"{took:.2f}", f"{medians['distmf'] / took:.2f}")
         for name, took in medians.items()

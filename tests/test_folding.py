@@ -244,3 +244,13 @@ def test_fit__starts_only_from_a_model_of_its_kind(parts: Parts) -> None:
     draws = MatrixFactorization(RANK, posterior_samples=1, epochs=4).fit(parts.old)
     with pytest.raises(ValueError, match="draws from the posterior cannot go on"):
         draws.partial_fit(parts.new)
+
+
+def test_fold_in_and_partial_fit__take_tables(parts: Parts) -> None:
+    """As training does: the same as from the files that hold them."""
+    from_files, from_tables = (MatrixFactorization(RANK, epochs=5).fit(parts.old) for _ in range(2))
+    for name in ("fold_in", "partial_fit"):
+        getattr(from_files, name)(parts.new)
+        getattr(from_tables, name)(pq.read_table(parts.new).rename_columns(["userId", "movie", "stars"]))
+        np.testing.assert_array_equal(from_files.user_ids_, from_tables.user_ids_)
+        np.testing.assert_array_equal(from_files.user_factors_, from_tables.user_factors_)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 import distmf
 from distmf import MatrixFactorization, block_ratings, datasets, memory, open_blocks
@@ -129,6 +130,18 @@ def test_blocking__stays_under_the_plan(
         portions = Portions(string=string, is_weighted=is_weighted).within(n_bytes, threads, 2_000_000, n_ids)
         planned = max(planned, blocking_bytes(portions, n_ids, largest, threads).total)
     assert 0.25 * planned < peak < planned <= n_bytes
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_blocking__of_text_stays_under_the_limit(suffix: str, ratings: Path, tmp_path: Path) -> None:
+    """It is made Parquet a part at a time."""
+    table = pq.read_table(ratings)
+    with pa.output_stream(tmp_path / f"r{suffix}", compression="gzip" if suffix.endswith(".gz") else None) as file:
+        csv.write_csv(table, file)
+    del table
+    peak = peak_of("block", tmp_path / f"r{suffix}", tmp_path / "b", "--threads", 1, "--memory", "220 MiB", "--rank", 8)
+    assert peak < parse_bytes("220 MiB")
+    assert open_blocks(tmp_path / "b").n_ratings == 2_000_000
 
 
 @pytest.mark.parametrize(

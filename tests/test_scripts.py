@@ -108,6 +108,7 @@ def test_benchmark_of_recommending__runs() -> None:
         assert "implicit is left out: pip install implicit" in output
     else:
         assert "100.00 % of the items are the same" in output
+    assert "5,000 rows: " in run("benchmarks/recommend.py", *sizes, "--command")
 
 
 def test_benchmark_of_errors__runs_without_peers_and_says_what_is_not_installed(tmp_path: Path) -> None:
