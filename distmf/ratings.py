@@ -5,14 +5,14 @@ batches from here may rely on ids without nulls, of one type, and on ratings tha
 """
 
 import contextlib
-import difflib
 import hashlib
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +20,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distmf.arguments import similar
 from distmf.errors import RatingsError, StoreError
 from distmf.filesystem import display_name, explained, is_local, one_line, opened, path_type, read_range, url_to_fs
+from distmf.sizes import counted
 
 BATCH_ROWS = 1 << 20
 BUFFER_BYTES = 1 << 20  # read from a column at once, so that a row group of any size takes bounded memory
 SAMPLED_PIECES, SAMPLED_ROWS = 8, 1 << 12  # to see how long ids are
 REMOTE_BUFFER_BYTES = 1 << 23  # a request takes longer
 MAGIC = b"PAR1"
+TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
 LARGEST = 1e30  # beyond it, predictions would not fit into float32
 
 
 class Columns(NamedTuple):
-    """Names of the columns; without a `rating`, pairs of ids are read; without an `item` too, user ids."""
+    """Names of the columns; without a `rating`, pairs of ids are read; without an `item` or `user` too, other ids."""
 
-    user: str = "user_id"
+    user: str | None = "user_id"
     item: str | None = "item_id"
     rating: str | None = "rating"
     weight: str | None = None
@@ -54,6 +57,14 @@ class Columns(NamedTuple):
     def names(self) -> list[str]:
         """The columns to read."""
         return [name for name in self if name is not None]
+
+
+class Problem(NamedTuple):
+    """Something wrong with values of a column; `what` they are is said in the singular."""
+
+    column: str
+    what: str
+    how: str = ""
 
 
 class Piece(NamedTuple):
@@ -165,7 +176,9 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
         an integer nor a string, or not of the type that it has in the other files; a rating is not a number.
     """
     if len(set(columns.names)) < len(columns.names):
-        raise RatingsError(f"the columns are {', '.join(columns.names)}; users, items and ratings need one each")
+        raise RatingsError(
+            f"{source}: the columns are {', '.join(map(repr, columns.names))}; users, items and ratings need one each"
+        )
     fs, path = url_to_fs(source)
     pieces: list[Piece] = []
     types: dict[str, tuple[pa.DataType, str]] = {}  # of each id column: its type, and the file that decided it
@@ -196,7 +209,7 @@ def read_piece(ratings: Ratings, piece: Piece, n_rows: int | None = None) -> Ite
         If there are null ids, or ratings that are null, NaN or infinite; at the end, with the number of each. Or if the
         row group cannot be read.
     """
-    problems: Counter[tuple[str, str]] = Counter()
+    problems: Counter[Problem] = Counter()
     where = f"{display_name(ratings.fs, piece.path)}, row group {piece.row_group}"
     with _open(ratings.fs, piece.path) as parquet:
         names = ratings.columns.names
@@ -208,19 +221,19 @@ def read_piece(ratings: Ratings, piece: Piece, n_rows: int | None = None) -> Ite
             if not problems:
                 yield batch
     if problems:
-        listed = "; ".join(f"column {column!r} has {n:,} {what}" for (column, what), n in problems.items())
-        raise RatingsError(f"{where}: {listed}; remove these rows, or set what is missing")
+        what = [f"column {each.column!r} has {counted(n, each.what)}{each.how}" for each, n in problems.items()]
+        raise RatingsError(f"{where}: {'; '.join(what)}; remove these rows, or set what is missing")
 
 
-def read_ids(source: str | Path, column: str) -> pa.Array:
-    """Return the ids in one column of a source, in memory.
+def read_ids(source: str | Path, column: str, what: Literal["user", "item"] = "user") -> pa.Array:
+    """Return the ids in one column of a source, in memory; `what` they are of is said in messages.
 
     Raises
     ------
     RatingsError
         As `open_ratings` and `read_piece`.
     """
-    ratings = open_ratings(source, Columns(column, None, None))
+    ratings = open_ratings(source, Columns(**{"user": None, "item": None, "rating": None, what: column}))
     return pa.concat_arrays([batch.user for piece in ratings.pieces for batch in read_piece(ratings, piece)])
 
 
@@ -281,10 +294,8 @@ def _open(fs: Any, path: str) -> Iterator[pq.ParquetFile]:
         except StoreError:
             raise
         except (pa.ArrowException, OSError) as err:
-            raise RatingsError(
-                f"{display_name(fs, path)} {_what_it_is(fs, path)}: {one_line(err)}; "
-                "remove it, write it again, or choose files by a glob"
-            ) from err
+            what = f"{display_name(fs, path)} {_what_it_is(fs, path)}"
+            raise RatingsError(f"{what}; remove it, write it again, or choose files by a glob") from err
         with parquet:
             yield parquet
 
@@ -297,7 +308,8 @@ def _what_it_is(fs: Any, path: str) -> str:
         return "is empty (0 bytes), so it is not a Parquet file"
     if begin == MAGIC:
         return f"is a Parquet file that is truncated or damaged ({size:,} bytes)"
-    return "is not a Parquet file"
+    is_text = posixpath.splitext(path)[1].lower() in TEXT
+    return "is not a Parquet file" + ("" if is_text else f"; text must be called {', '.join(TEXT)}")
 
 
 def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:
@@ -323,8 +335,8 @@ def check_columns(names: Sequence[str], columns: Columns, file: str) -> None:
         there = ", ".join(map(repr, names)) or "none"
         if name in names:
             raise RatingsError(f"{file}: {names.count(name)} columns are called {name!r}; rename them: {there}")
-        similar = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {option}={similar[0]!r}?" if similar else f"name the right one by {option}= (--{option})"
+        meant, how = similar(name, names), f"name the right one by {option}= (--{option})"
+        hint = f"did you mean {option}={meant!r} (--{option} {meant})?" if meant else how
         raise RatingsError(f"{file}: there is no column {name!r}; there are: {there}; {hint}")
 
 
@@ -338,40 +350,48 @@ def _check_id_type(schema: pa.Schema, column: str, types: dict[str, tuple[pa.Dat
     if pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found):
         found = pa.large_string()
     elif not pa.types.is_integer(found):
-        raise RatingsError(f"{file}: column {column!r} has type {found}; ids can be integers or strings")
+        raise RatingsError(
+            f"{file}: column {column!r} has type {found}; ids can be integers or strings, so convert them"
+        )
     expected, first_file = types.setdefault(column, (found, file))
     if found != expected:
         raise RatingsError(
-            f"{file}: column {column!r} has type {found}, but {expected} in {first_file}; write all files with one type"
+            f"{file}: column {column!r} has type {_plain(found)}, but {_plain(expected)} in {first_file}; "
+            "write all files with one type"
         )
+
+
+def _plain(id_type: pa.DataType) -> str:
+    return str(id_type).removeprefix("large_")
 
 
 def _check_number_type(schema: pa.Schema, what: str, column: str, file: str) -> None:
     found = _value_type(schema, column)
     if not (pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)):
-        raise RatingsError(f"{file}: column {column!r} has type {found}; {what} must be numbers")
+        raise RatingsError(f"{file}: column {column!r} has type {found}; {what} must be numbers, so convert them")
 
 
-def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[tuple[str, str], int]]:
+def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[Problem, int]]:
     """Return a batch, and what is wrong with it: column and kind to count; if anything is, the batch is of no use."""
     columns = ratings.columns
     ids = [_decoded(raw, name).cast(ratings.id_types[name]) for name in columns.ids]
-    found = {(name, "null ids"): column.null_count for name, column in zip(columns.ids, ids, strict=True)}
+    found = {Problem(name, "null id"): column.null_count for name, column in zip(columns.ids, ids, strict=True)}
     numbers: dict[str, npt.NDArray[np.float32]] = {}
     for what, name in columns.numbers.items():
         column = _decoded(raw, name)
         values = numbers[what] = _to_float32(column.drop_null())
         bad = values[~(abs(values) <= LARGEST)]
-        found[name, f"null {what}"] = column.null_count
-        found[name, f"NaN {what}"] = int(np.isnan(bad).sum())
-        found[name, f"infinite {what} (as float32)"] = int(np.isinf(bad).sum())
-        found[name, f"{what} beyond ±{LARGEST:g}"] = int(np.isfinite(bad).sum())
+        one = what.removesuffix("s")
+        found[Problem(name, f"null {one}")] = column.null_count
+        found[Problem(name, f"NaN {one}")] = int(np.isnan(bad).sum())
+        found[Problem(name, f"infinite {one}", " (as float32)")] = int(np.isinf(bad).sum())
+        found[Problem(name, one, f" beyond ±{LARGEST:g}")] = int(np.isfinite(bad).sum())
         if what == "weights":
-            found[name, "weights that are not above 0"] = int((values <= 0).sum())
+            found[Problem(name, one, " not above 0")] = int((values <= 0).sum())
     time = _decoded(raw, columns.time) if columns.time else None
     if columns.time and time is not None:
-        found[columns.time, "null times"] = time.null_count
-    batch = Batch(ids[0], ids[1] if columns.item else None, numbers.get("ratings"), numbers.get("weights"), time)
+        found[Problem(columns.time, "null time")] = time.null_count
+    batch = Batch(ids[0], ids[1] if len(ids) > 1 else None, numbers.get("ratings"), numbers.get("weights"), time)
     return batch, {key: n for key, n in found.items() if n}
 
 

@@ -10,17 +10,18 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from distmf.errors import RatingsError
+from distmf.errors import ParameterError, RatingsError
 from distmf.filesystem import display_name, one_line, opened
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.ratings import Columns, check_columns, column_names, files_of
+from distmf.ratings import TEXT, Columns, check_columns, column_names, files_of
+from distmf.sizes import counted
 from distmf.store import Folder, temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ KNOWN = {
     "rating": ("rating", "ratings", "score", "stars"),
     "time": ("timestamp", "time", "date", "datetime", "ratedat"),
 }
-TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+REFUSED = re.compile(r"(?:column #(\d+): )?Row #(\d+): (?:CSV conversion error to (\w+): invalid value )?(.*)")
 ROWS_AT_ONCE = 1 << 20
 
 
@@ -68,22 +69,45 @@ def as_parquet(
     RatingsError
         If there are no ratings there, they cannot be read, or it is not clear which columns they are in.
     """
+    for what, name in names.items():
+        if name is not None and not isinstance(name, str):
+            raise ParameterError(f"{what} is {name!r}; it is the name of a column")
     if isinstance(source, str | Path):
         files = files_of(source)
         if not all(_is_text(path) for _, path in files):
             yield source, _columns(column_names(source), names, str(source))
             return
-    with temporary_folder(f"{str(beside).rstrip('/')}.source") as folder:
+    with temporary_folder(f"{str(beside).rstrip('/')}.source") as folder, _named(folder) as origins:
         if isinstance(source, str | Path):
+            origins[:] = [display_name(fs, path) for fs, path in files]
             columns = _write_text(files, folder, names)
         elif hasattr(source, "to_parquet") and hasattr(source, "npartitions"):
             there = [str(name) for name in source.columns]
+            origins[:] = ["the Dask DataFrame"]
             columns = _columns(there, names, "the Dask DataFrame")
             check_columns(there, columns, "the Dask DataFrame")
             _write_dask(source[columns.names], folder, client)
         else:
-            columns = _write_batches(*_batches(source, is_set), folder, names)
+            schema, batches, what = _batches(source, is_set)
+            origins[:] = [what]
+            columns = _write_batches(schema, batches, what, folder, names)
         yield str(folder), columns
+
+
+@contextlib.contextmanager
+def _named(folder: Folder) -> Iterator[list[str]]:
+    """Yield a list for what the files in a temporary folder are written from, and name that in errors, and not them."""
+    origins: list[str] = []
+
+    def origin(match: re.Match[str]) -> str:
+        number = int(match["number"] or 0)
+        return origins[number] if number < len(origins) else origins[0]
+
+    try:
+        yield origins
+    except RatingsError as err:
+        file = rf"{re.escape(str(folder))}(/part[-.](?P<number>\d+)\.parquet)?(, row group \d+)?"
+        raise RatingsError(re.sub(file, origin, str(err))) from err
 
 
 def is_ratings(source: Any) -> bool:
@@ -115,7 +139,10 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
 
 def table_of(users: pa.Array, items: pa.Array, ratings: Any) -> pa.Table:
     """Return ratings of pairs as a table."""
-    return pa.table(dict(zip(Columns()[:3], (users, items, np.asarray(ratings)), strict=True)))
+    ratings = np.asarray(ratings)
+    if ratings.shape != (len(users),):
+        raise RatingsError(f"ratings of {counted(len(users), 'pair')} are needed; y has the shape {ratings.shape}")
+    return pa.table(dict(zip(Columns()[:3], (users, items, ratings), strict=True)))
 
 
 def only_one_of(there: Sequence[str], known: Sequence[str], what: str, source: str) -> str | None:
@@ -126,7 +153,7 @@ def only_one_of(there: Sequence[str], known: Sequence[str], what: str, source: s
     RatingsError
         If there are several.
     """
-    fitting = [other for other in there if re.sub(r"[^a-z0-9]", "", other.lower()) in known]
+    fitting = list(dict.fromkeys(other for other in there if re.sub(r"[^a-z0-9]", "", other.lower()) in known))
     if len(fitting) > 1:
         raise RatingsError(
             f"{source}: the {what} may be in {' or '.join(map(repr, fitting))}; say in which by {what}= (--{what})"
@@ -214,9 +241,10 @@ def _write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[st
             text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
             first = text.read(1 << 16)
             head, _, _ = first.partition(b"\n")
-            reader = stack.enter_context(_reader(_Rest(first, text), head.decode(errors="replace").strip(), where))
-            columns = columns or _columns(reader.schema.names, names, where)
-            check_columns(reader.schema.names, columns, where)
+            lines = _Lines.of(head.decode(errors="replace").strip(), where)
+            columns = columns or _columns(lines.names, names, where)
+            check_columns(lines.names, columns, where)
+            reader = stack.enter_context(lines.reader(_Rest(first, text), columns))
             schema = pa.schema([reader.schema.field(name) for name in columns.names])
             file = stack.enter_context(folder.create(f"part-{n}.parquet"))
             writer = stack.enter_context(pq.ParquetWriter(file, schema))
@@ -224,7 +252,7 @@ def _write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[st
                 for batch in reader:
                     writer.write_batch(batch.select(columns.names))
             except pa.ArrowInvalid as err:
-                raise RatingsError(f"{where} cannot be read as text: {one_line(err)}") from err
+                raise lines.refused(err) from err
     assert columns is not None
     return columns
 
@@ -247,33 +275,69 @@ class _Rest:
     def close(self) -> None: ...
 
 
-def _reader(text: Any, head: str, where: str) -> Any:
-    """Return a reader of text with columns, given its first line.
+class _Lines(NamedTuple):
+    """Lines of text with columns, between which stand "::", tabs, semicolons or commas.
 
-    Columns stand between "::", tabs, semicolons or commas. Without a line of names they are users, items and ratings,
-    in this order, as in the files of MovieLens.
+    Attributes
+    ----------
+    where : str
+        The file, for messages.
+    delimiter : str
+        What stands between columns.
+    has_names : bool
+        Whether the first line has the names of the columns.
+    names : list of str
+        The names; without a line of them users, items and ratings, in this order, as in the files of MovieLens.
     """
-    delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
-    if delimiter is None:
-        raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}")
-    fields = head.split(delimiter)
-    if len(fields) < 3:
-        raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
-    step = len(delimiter)  # of "::", every other column is empty
-    has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
-    others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
-    unnamed = ["user_id", "item_id", "rating", *others]
-    columns = [field.strip().strip('"') for field in fields] if has_names else unnamed
-    spread = [name for column in columns for name in (column, *[""] * (step - 1))][: step * (len(columns) - 1) + 1]
-    options = {
-        "read_options": pc.ReadOptions(column_names=_unique(spread), skip_rows=int(has_names), use_threads=False),
-        "parse_options": pc.ParseOptions(delimiter=delimiter[0]),
-        "convert_options": pc.ConvertOptions(include_columns=columns),
-    }
-    try:
-        return pc.open_csv(pa.PythonFile(text, mode="r"), **options)
-    except pa.ArrowInvalid as err:
-        raise RatingsError(f"{where} cannot be read as text: {one_line(err)}") from err
+
+    where: str
+    delimiter: str
+    has_names: bool
+    names: list[str]
+
+    @classmethod
+    def of(cls, head: str, where: str) -> Self:
+        """Return what a first line says."""
+        delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
+        if delimiter is None:
+            raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}")
+        fields = head.split(delimiter)
+        if len(fields) < 3:
+            raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
+        has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
+        others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
+        unnamed = ["user_id", "item_id", "rating", *others]
+        named = [field.strip().strip('"') for field in fields]
+        return cls(where, delimiter, has_names, named if has_names else unnamed)
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of all that stands between delimiters of one character: of "::", every other is empty."""
+        others = [""] * (len(self.delimiter) - 1)
+        return [name for column in self.names[:-1] for name in (column, *others)] + self.names[-1:]
+
+    def reader(self, text: Any, columns: Columns) -> Any:
+        """Return a reader of the text."""
+        numbers = dict.fromkeys(columns.numbers.values(), pa.float64())
+        read = pc.ReadOptions(column_names=_unique(self.fields), skip_rows=int(self.has_names), use_threads=False)
+        parse = pc.ParseOptions(delimiter=self.delimiter[0])
+        convert = pc.ConvertOptions(include_columns=self.names, column_types=numbers)
+        try:
+            return pc.open_csv(pa.PythonFile(text, mode="r"), read, parse, convert)
+        except pa.ArrowInvalid as err:
+            raise self.refused(err) from err
+
+    def refused(self, err: pa.ArrowInvalid) -> RatingsError:
+        """Return an error that says what Arrow found, and in which line."""
+        found = REFUSED.search(str(err))
+        if not found:
+            return RatingsError(f"{self.where} cannot be read as text: {one_line(err)}")
+        column, line, kind, what = found.groups()
+        if column and kind:
+            needed = "a number is needed" if kind == "double" else f"{kind} is the type of the lines before"
+            what = f"column {self.fields[int(column)]!r} has {what}, but {needed}"
+        what = re.sub(r"Expected (\d+) columns, got (\d+): .*", r"\1 columns are expected, and there are \2", what)
+        return RatingsError(f"{self.where}, line {int(line):,}: {what}; mend the line, or remove it")
 
 
 def _unique(names: Sequence[str]) -> list[str]:
