@@ -133,10 +133,10 @@ def _describe_checkpoint(folder: Folder) -> tuple[dict[str, Any], str]:
     holdout = "" if last is None or last.holdout_error is None else f", holdout {measure} {last.holdout_error:.4f}"
     errors = f"; train {measure} {last.train_error:.4f}{holdout} in the last of them" if last else ""
     lines = {
-        "epochs": f"{found['epochs']} of {settings['epochs'] * max(1, settings['posterior_samples'])} done{errors}",
-        "kept": f"the states after {' and '.join(map(str, epochs))} epochs" if epochs else "nothing yet",
+        "epochs": f"{found['epochs']:,} of {settings['epochs'] * max(1, settings['posterior_samples']):,} done{errors}",
+        "kept": f"the states after epoch {' and '.join(f'{n:,}' for n in epochs)}" if epochs else "nothing yet",
         "driver": driver or "none; distmf train … --checkpoint FOLDER --resume goes on",
-        **{name: str(value) for name, value in settings.items() if name != "epochs"},
+        **{name: _value(value) for name, value in settings.items() if name != "epochs"},
     }
     return found, _in_words(f"Checkpoint in {folder}", lines)
 
@@ -161,7 +161,7 @@ def _describe_tuning(folder: Folder) -> tuple[dict[str, Any], str]:
         "candidates": f"{len(candidates)} trained, {len(ended)} of them to the end",
         "best": f"{best.settings}: holdout {measure} {best.holdout_error:.4f}" if best else "none so far",
         "driver": driver or "none; distmf tune … --checkpoint FOLDER goes on",
-        **{name: str(value) for name, value in what.items()},
+        **{name: _value(value) for name, value in what.items()},
     }
     return found, _in_words(f"Tuning in {folder}", lines)
 
@@ -193,9 +193,22 @@ def _describe_model(mf: MatrixFactorization, path: str) -> tuple[dict[str, Any],
         "trained on": f"{found['n_ratings']:,} ratings from {model.rating_range[0]:g} to {model.rating_range[1]:g}, "
         f"mean {model.global_bias:.4f}",
         "training": history.summary(),
-        **{name: f"{value}" for name, value in mf.hyperparameters.items()},
+        **{name: _value(value) for name, value in mf.hyperparameters.items()},
     }
     return found, _in_words(f"Model in {path}", lines)
+
+
+def _value(value: Any) -> str:
+    """Return a setting as people write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(each)}" for name, each in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _in_words(title: str, lines: dict[str, str]) -> str:
