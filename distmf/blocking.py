@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distmf.arguments import check_choice, check_whole, names_checked
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
 from distmf.choices import MAX_BLOCKS
 from distmf.counting import COUNTS, SIDES, Counted, Settings, Values, count_buckets, count_ratings, merge_counts
@@ -56,6 +57,7 @@ TRANSIENT = COUNTS, NUMBERS, NAMES, RUNS  # in the folder while it is written
 logger = logging.getLogger(__name__)
 
 
+@names_checked
 def block_ratings(
     source: Any,
     path: str | Path,
@@ -131,16 +133,13 @@ def block_ratings(
     ClusterError
         If the cluster is lost, or a task keeps killing its workers.
     """
-    if not 0 <= holdout < 1:
-        raise ParameterError(f"holdout is {holdout}; it is a share, from 0 up to but not 1")
-    if duplicates not in ("keep", "mean", "error"):
-        raise ParameterError(f"duplicates is {duplicates!r}; it can be 'keep', 'mean' or 'error'")
-    for name, value, least in ("rank", rank, 1), ("seed", seed, 0):
-        if not isinstance(value, numbers.Integral) or not least <= value < 2**63:
-            raise ParameterError(f"{name} is {value!r}; it is a whole number, at least {least}")
-    if grid and not all(1 <= n <= MAX_BLOCKS for n in grid):
-        raise ParameterError(f"grid is {grid[0]} × {grid[1]}; of either, from 1 to {MAX_BLOCKS:,} blocks are possible")
-    budget, limit = parse_bytes(memory_per_task), usable_memory(memory)
+    if not (isinstance(holdout, numbers.Real) and 0 <= holdout < 1):
+        raise ParameterError(f"holdout is {holdout!r}; it is a share, from 0 up to but not 1")
+    check_choice("duplicates", duplicates, ("keep", "mean", "error"))
+    check_whole("rank", rank)
+    check_whole("seed", seed, 0)
+    _check_grid(grid)
+    budget, limit = parse_bytes(memory_per_task, "memory_per_task"), usable_memory(memory)
     names = {"user": user, "item": item, "rating": rating, "weight": weight}
     with as_parquet(source, path, names, is_set, client) as (parquet, columns):
         ratings = open_ratings(parquet, columns)
@@ -154,6 +153,14 @@ def block_ratings(
         duplicates,
     )
     return blocks
+
+
+def _check_grid(grid: Any) -> None:
+    is_pair = isinstance(grid, tuple | list) and len(grid) == 2
+    if grid is not None and not (is_pair and all(isinstance(n, int) and 1 <= n <= MAX_BLOCKS for n in grid)):
+        raise ParameterError(
+            f"grid is {grid!r}; it is two numbers from 1 to {MAX_BLOCKS:,}, of row blocks and of columns, as (8, 8)"
+        )
 
 
 class Options(NamedTuple):
@@ -198,7 +205,7 @@ def _block(ratings: Ratings, path: str | Path, options: Options, client: Any, th
             sides.append(counts)
         folder.remove(COUNTS)
         if not sides[0].any():
-            raise RatingsError(f"all {ratings.n_rows:,} ratings are held out; lower holdout from {settings.holdout}")
+            raise RatingsError(f"holdout is {settings.holdout}, so all ratings are held out; lower it (--holdout)")
         if engine.shares_memory:
             n_ids = sum(map(len, sides))
             portions = portions.within(limit, engine.n_slots, 0, n_ids)
@@ -290,7 +297,7 @@ def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: 
         what = (
             "no entry is set"
             if not len(values)
-            else f"{np.sum(~np.isfinite(values))} set entries are not finite, or beyond ±{LARGEST:g}"
+            else f"entries are set that are not finite, or beyond ±{LARGEST:g}: {np.sum(~np.isfinite(values)):,}"
         )
         raise RatingsError(
             f"the matrix of shape {matrix.shape} cannot be trained on: {what}; is_set chooses the entries"
@@ -379,7 +386,7 @@ def _finish(folder: Folder, settings: Settings, layout: Layout, values: Values, 
             for (name, checksum), number in zip(folder.checksums(KIND.tables).items(), numbers, strict=True)
         )
         raise RatingsError(
-            f"{n_duplicates:,} ratings repeat a (user, item) pair, for example user {user!r} and item {item!r}; "
+            f"ratings that repeat a (user, item) pair: {n_duplicates:,}, for example user {user!r} and item {item!r}; "
             "remove them, or take duplicates='keep' or 'mean' (--duplicates)"
         )
     entries = {

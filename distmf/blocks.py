@@ -334,7 +334,10 @@ def row_file(row: int) -> str:
 
 def is_blocks(source: Any) -> bool:
     """Return whether something is blocks, or a path or URL where there are some."""
-    return isinstance(source, Blocks) or (isinstance(source, str | Path) and Folder.at(source).is_a(KIND))
+    if not isinstance(source, str | Path):
+        return isinstance(source, Blocks)
+    folder = Folder.at(source)
+    return folder.is_a(KIND) or all(map(folder.has, (KIND.manifest, *KIND.tables)))  # its manifest is damaged
 
 
 def open_blocks(path: Blocks | str | Path) -> Blocks:

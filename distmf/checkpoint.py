@@ -261,9 +261,13 @@ def _refuse_differences(folder: Folder, there: dict[str, Any], here: dict[str, A
             continue
         if old != new:
             raise StoreError(
-                f"{folder} is the checkpoint of another training: {name} was {old!r} there and is {new!r} here; "
-                "use what it was begun with, or another folder"
+                f"{folder} is the checkpoint of another training: {name} was {_shown(old)} there and is "
+                f"{_shown(new)} here; use what it was begun with, or another folder"
             )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def _record(progress: Progress) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import signal
 import sys
 import tempfile
@@ -13,10 +14,12 @@ from typing import Any
 import click
 
 import distmf
+from distmf.arguments import similar
 from distmf.choices import BOUNDS, FORMATS, MAX_SAMPLES, WAYS, Format
 from distmf.clock import STARTED
 from distmf.errors import DistMFError, NotFittedError, ParameterError
 from distmf.options import (
+    Choice,
     CountOrShare,
     Number,
     OneOrTwo,
@@ -51,20 +54,39 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 class _Group(click.Group):
     """Turns expected errors into exit codes: 1 for a problem, 2 for wrong usage, 130 for Ctrl-C."""
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as err:
+            meant = similar(args[0], self.commands)
+            hint = f" Did you mean {meant!r}?" if meant else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx) from err
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ParameterError as err:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            message = str(err)
             if command is not None:
                 ctx = click.Context(command, ctx, ctx.invoked_subcommand)
-            raise click.UsageError(str(err), ctx) from err
+                message = _with_flags(message, command)
+            raise click.UsageError(message, ctx) from err
         except (DistMFError, OSError) as err:
             click.echo(f"distmf: {err}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as interrupt:
             click.echo(f"distmf: interrupted; {str(interrupt) or 'nothing was written'}", err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _with_flags(message: str, command: click.Command) -> str:
+    """Return a message about parameters of the public interface, those that it begins with as options of a command."""
+    flags = {parameter.name: parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}
+    begin = re.match(r"\w+(, \w+)*(?= (is|are|can|take)\b|:)", message)
+    if begin is None or not flags.keys() >= set(names := begin[0].split(", ")):
+        return message
+    return ", ".join(flags[name] for name in names) + message[begin.end() :]
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,7 +98,7 @@ def main() -> None:
     Try:    distmf demo
     Then:   distmf train ratings.parquet model --holdout 0.1
             distmf evaluate model test.parquet
-            distmf recommend model recommendations.parquet
+            distmf recommend model recommendations
     """  # noqa: D301 (click reads the \b)
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
@@ -197,13 +219,13 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
         if "resume" in where:
             raise click.UsageError("--resume needs --checkpoint: the folder to go on from, and to save to at first")
         if "checkpoint_every" in where and not {"scheduler", "workers"} & where.keys():
-            raise click.UsageError("--checkpoint-every needs --checkpoint")
+            raise click.UsageError("--checkpoint-every needs --checkpoint: the folder to save to")
     with reporting(as_json=as_json, quiet=quiet) as report:
         others = [where["checkpoint"]] if "checkpoint" in where else []
         if is_blocks(ratings_or_blocks):
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
+                raise click.UsageError(f"{flags}: only for raw ratings, and these are blocks: {ratings_or_blocks}")
             others.append(ratings_or_blocks)
         refuse_nested(free_folder(model, KIND), *map(Folder.at, others))  # an error now, not after the work
         try:
@@ -303,7 +325,7 @@ def evaluate(
     from distmf.evaluation import in_words
 
     if ranking is None and (relevant is not None or exclude is not None):
-        raise click.UsageError("--relevant and --exclude are for --ranking")
+        raise click.UsageError("--relevant and --exclude are for lists: give their length, as --ranking 10")
     with reporting(as_json=as_json, quiet=quiet) as report:
         given = given_options(given)
         lists: dict[str, Any] = {}
@@ -323,7 +345,7 @@ def evaluate(
 @click.argument("out", shell_complete=complete_folder)
 @click.option(
     "--by",
-    type=click.Choice(WAYS),
+    type=Choice(WAYS),
     default="random",
     show_default=True,
     help="Test with ratings drawn from all, with some of each user, or with the last of each by time.",
@@ -424,7 +446,7 @@ def predict(
 )
 @click.option(
     "--bound",
-    type=click.Choice(list(BOUNDS)),
+    type=Choice(list(BOUNDS)),
     default="mean",
     show_default=True,
     help="Rank by the prediction, or one standard deviation above or below; that needs --posterior-samples.",
@@ -443,9 +465,8 @@ def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: 
 
     given = given_options(given)
     with reporting(as_json=as_json, quiet=quiet) as report:
-        for name, column in {"users": user, "among": item, "without": item}.items():
-            if name in given:
-                given[name] = read_ids(given[name], column)
+        for name in given.keys() & {"users", "among", "without"}:
+            given[name] = read_ids(given[name], *((user, "user") if name == "users" else (item, "item")))
         with client_for(given) as client:
             n_rows = distmf.recommend_all(model, out, client=client, **given)
         report({"n": n_rows, "path": out}, f"{counted(n_rows, 'recommendation')} in {out}")
@@ -457,7 +478,7 @@ def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: 
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(FORMATS),
+    type=Choice(FORMATS),
     default="parquet",
     show_default=True,
     help="Tables of ids and vectors, or arrays of each.",

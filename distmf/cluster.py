@@ -394,10 +394,15 @@ def connect(scheduler: str, tls: Tls | None = None) -> Iterator[Client]:
         If nobody answers.
     """
     security = tls.security() if tls else Security()
-    try:
-        address = scheduler
-        if "://" not in scheduler and Path(scheduler).is_file():
+    address = scheduler
+    if "://" not in scheduler and Path(scheduler).is_file():
+        try:
             address = json.loads(Path(scheduler).read_bytes())["address"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise ClusterError(
+                f"{scheduler} is no scheduler file; give one that dask scheduler --scheduler-file wrote, or an address"
+            ) from err
+    try:
         asyncio.run(_knock(address, security))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as err:
         # Letters taken for a length are more than any memory, and a server may wait for more than was said.

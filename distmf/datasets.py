@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distmf.errors import StoreError
+from distmf.errors import ParameterError, StoreError
 
 _Ids = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float32]
@@ -61,9 +61,9 @@ class Planted:
         for name, least in (("n_ratings", 1), ("n_users", 1), ("n_items", 1), ("rank", 1), ("noise", 0), ("seed", 0)):
             value = getattr(self, name)
             if not least <= value < math.inf:  # so that NaN is refused as well
-                raise ValueError(f"{name} is {value}; it must be finite and at least {least}")
+                raise ParameterError(f"{name} is {value}; it must be finite and at least {least}")
         if self.n_ratings > self.n_users * self.n_items:
-            raise ValueError(
+            raise ParameterError(
                 f"n_ratings is {self.n_ratings:,} but {self.n_users:,} users × {self.n_items:,} items "
                 f"have only {self.n_users * self.n_items:,} pairs; ask for at most so many"
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distmf.engine import Engine
-from distmf.errors import StoreError
+from distmf.errors import ParameterError, StoreError
 from distmf.filesystem import explained
 from distmf.grid import Shape
 from distmf.store import Folder
@@ -26,7 +26,9 @@ def open_engine(client: Any = None, threads: int | None = None) -> Engine:
     if client is None:
         return ThreadEngine(threads)
     if threads is not None:
-        raise ValueError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
+        raise ParameterError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
+    if not hasattr(client, "scheduler"):
+        raise ParameterError(f"client is {client!r}; it is a distributed.Client, as Client('tcp://host:8786') makes it")
     from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
 
     return ClusterEngine(client)

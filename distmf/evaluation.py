@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from distmf.arguments import names_checked
 from distmf.blocks import Blocks
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
@@ -35,6 +36,7 @@ class Evaluation(TypedDict):
     by_item_count: list[Bucket]
 
 
+@names_checked
 def evaluate(
     mf: MatrixFactorization | str | Path,
     source: Any,
@@ -187,7 +189,9 @@ def _log_loss(model: Model, ratings: npt.NDArray[np.float32], predicted: npt.NDA
     is_high = np.rint(shares)
     if not np.allclose(shares, is_high, atol=1e-6) or (np.abs(is_high - 0.5) > 1).any():
         other = float(ratings[np.argmax(np.abs(shares - np.clip(is_high, 0, 1)))])
-        raise RatingsError(f"the model tells {low:g} from {high:g}, but there is a rating of {other:g}")
+        raise RatingsError(
+            f"the model tells {low:g} from {high:g}, but there is a rating of {other:g}; test it with these two"
+        )
     chances = (predicted.astype(np.float64) - low) / (high - low)
     right = np.where(is_high == 1, chances, 1 - chances)
     return float(-np.log(np.maximum(right, LEAST_PROBABILITY)).sum())

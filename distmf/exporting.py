@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distmf.arguments import check_choice
 from distmf.choices import FORMATS, Format
-from distmf.errors import ParameterError
 from distmf.model import Model, check_users
 from distmf.sides import Side
 from distmf.store import Folder, Kind, new_folder, refuse_nested
@@ -63,8 +63,7 @@ def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tu
         index = hnswlib.Index("ip", items.shape[1]); index.init_index(len(items)); index.add_items(items)
         places, distances = index.knn_query(users[:100], 10)  # ratings are 1 - distances
     """
-    if format not in FORMATS:
-        raise ParameterError(f"format is {format!r}; it can be {' or '.join(map(repr, FORMATS))}")
+    check_choice("format", format, FORMATS)
     place = Folder.at(model)
     refuse_nested(Folder.at(out), place)
     known, manifest = Model.load_items(place)

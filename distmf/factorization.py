@@ -1,6 +1,5 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
-import difflib
 import inspect
 import logging
 from pathlib import Path
@@ -10,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.blocking import blocks_of
+from distmf.arguments import check_choice, check_names, check_whole, did_you_mean, names_checked
+from distmf.blocking import block_ratings, blocks_of
 from distmf.blocks import Blocks, forget, open_blocks
 from distmf.buffers import give_back_idle_memory
 from distmf.choices import BOUNDS, Bound
@@ -100,7 +100,7 @@ class MatrixFactorization:
     user_ids_, item_ids_ : array, shape (n_users,), (n_items,)
         Raw ids, ascending.
     global_bias_ : float
-        μ.
+        μ; with `bounds` or the loss "logistic" that of the sigmoid, whose value at μ is the mean.
     history_ : History
         Every epoch, the exact errors at the end, and why training stopped.
 
@@ -119,6 +119,7 @@ class MatrixFactorization:
     'target'
     """
 
+    @names_checked
     def __init__(
         self,
         rank: int = 64,
@@ -182,9 +183,8 @@ class MatrixFactorization:
         """
         for name, value in params.items():
             if name not in HYPERPARAMETERS:
-                similar = difflib.get_close_matches(name, HYPERPARAMETERS, n=1)
-                hint = f"did you mean {similar[0]!r}?" if similar else f"there are {', '.join(HYPERPARAMETERS)}"
-                raise ParameterError(f"there is no parameter {name!r}; {hint}")
+                hint = did_you_mean(name, HYPERPARAMETERS) or f"; there are {', '.join(HYPERPARAMETERS)}"
+                raise ParameterError(f"there is no parameter {name!r}{hint}")
             setattr(self, name, value)
         return self
 
@@ -243,7 +243,8 @@ class MatrixFactorization:
         checkpoint_every : int
             Epochs from one checkpoint to the next.
         resume : bool
-            Go on from `checkpoint`, if there is one already; only `epochs` may have grown since.
+            Go on from `checkpoint`, if there is one already; only `epochs` may have grown since, and `max_seconds` may
+            be another.
         memory : int or str, optional
             Bytes that this process may use, as 2**31 or "2 GiB"; by default seven eighths of its limit, or of the
             machine. The ratings are read again in each epoch as far as they do not fit, and the user factors lie on
@@ -274,6 +275,9 @@ class MatrixFactorization:
         KeyboardInterrupt
             On Ctrl-C; the model is then that of the last good epoch.
         """
+        if misplaced := [name for name in options if name in HYPERPARAMETERS and name not in ("rank", "seed")]:
+            raise ParameterError(f"{', '.join(misplaced)}: not for fit, but for MatrixFactorization(…)")
+        check_names(options, MatrixFactorization.fit, block_ratings)
         parameters = checked(self.hyperparameters)
         ratings = ratings if y is None else table_of(*pairs_of(ratings), y)
         warm = None if start is None else self._fitting(start)
@@ -284,6 +288,8 @@ class MatrixFactorization:
 
     def _fitting(self, start: "MatrixFactorization") -> Model:
         """Return the model to go on from, if this estimator can."""
+        if not isinstance(start, MatrixFactorization):
+            raise ParameterError(f"start is {start!r}; it is a trained model, as distmf.load(…) returns it")
         for name in ("rank", "loss", "bounds", "nonnegative", "posterior_samples"):
             here, there = getattr(self, name), getattr(start, name)
             if here != there:
@@ -388,10 +394,12 @@ class MatrixFactorization:
         .. [1] Y. Zhou, D. Wilkinson, R. Schreiber, R. Pan, "Large-Scale Parallel Collaborative Filtering for the
            Netflix Prize", AAIM 2008: the regression, as half a step of ALS.
         """
+        check_names(options, MatrixFactorization.fold_in, block_ratings)
         model = self.model_
         if not model.normalisation.objective.is_plain or any(pair(self.l1_reg)):
             raise ParameterError(
-                "fold_in solves for squared errors of free factors without an L1 penalty; take partial_fit instead"
+                "fold_in solves for squared errors of free factors without an L1 penalty; train on with partial_fit "
+                "(distmf train --start) instead"
             )
         n_lines = len(model.users.ids) + len(model.items.ids)
         reg, _ = reg_of(self.hyperparameters, model.normalisation, int(model.users.counts.sum()), n_lines)
@@ -446,7 +454,7 @@ class MatrixFactorization:
 
     @property
     def global_bias_(self) -> float:
-        """μ, the mean of the ratings trained on."""
+        """μ: mean of the ratings trained on, median with robust losses; of a sigmoid, where its value is the mean."""
         return self.model_.global_bias
 
     @property
@@ -504,9 +512,7 @@ class MatrixFactorization:
         NotFittedError
             Before training; if a standard deviation is asked of a model that was trained without `posterior_samples`.
         RatingsError
-            If ids are null or of another type than those trained on.
-        ValueError
-            If there are not as many users as items.
+            If ids are null or of another type than those trained on, or there are not as many users as items.
         """
         model = self.model_
         if item_ids is None:
@@ -583,11 +589,11 @@ class MatrixFactorization:
         ParameterError
             If there is no item to recommend, or `bound` is none of these.
         """
-        if bound not in BOUNDS:
-            raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
+        check_choice("bound", bound, BOUNDS)
+        check_whole("n", n)
         reader = None if exclude is None else RatedReader(open_blocks(exclude), self.model_.items.map)
         places = self.model_.items_among(among, without)
-        found = self.model_.recommend(user_ids, _at_least_one(n), reader, bound, places)
+        found = self.model_.recommend(user_ids, n, reader, bound, places)
         return Recommendations(found.item_ids[0], found.scores[0]) if _is_single(user_ids) else found
 
     def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
@@ -610,7 +616,8 @@ class MatrixFactorization:
         RatingsError
             If there are ids that were not trained on.
         """
-        found = self.model_.items.similar(item_ids, "item", _at_least_one(n))
+        check_whole("n", n)
+        found = self.model_.items.similar(item_ids, "item", n)
         return Neighbours(found.ids[0], found.cosines[0]) if _is_single(item_ids) else found
 
     def similar_users(self, user_ids: Any, n: int = 10) -> Neighbours:
@@ -633,7 +640,8 @@ class MatrixFactorization:
         RatingsError
             If there are ids that were not trained on.
         """
-        found = self.model_.users.similar(user_ids, "user", _at_least_one(n))
+        check_whole("n", n)
+        found = self.model_.users.similar(user_ids, "user", n)
         return Neighbours(found.ids[0], found.cosines[0]) if _is_single(user_ids) else found
 
     def save(self, path: str | Path) -> None:
@@ -675,11 +683,15 @@ def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
     ------
     NotFittedError
         Before training.
+    ParameterError
+        If it is something else.
     StoreError
         If there is none in the folder.
     """
     if isinstance(mf, MatrixFactorization):
         return mf.model_
+    if not isinstance(mf, str | Path):
+        raise ParameterError(f"mf is {mf!r}; it is a trained model, or the folder of one")
     folder = Folder.at(mf)
     folder.read_manifest(KIND)
     return folder
@@ -687,12 +699,6 @@ def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:
     return np.asarray(ids.to_numpy(zero_copy_only=False))
-
-
-def _at_least_one(n: int) -> int:
-    if n < 1:
-        raise ParameterError(f"n is {n}; it can be from 1")
-    return n
 
 
 def _is_single(ids: Any) -> bool:

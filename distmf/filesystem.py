@@ -30,6 +30,8 @@ _WAYS_OUT = {
     errno.EPERM: "you may not; check the rights, or the credentials of the object store",
     errno.EROFS: "choose a place that can be written to",
     errno.ENOENT: "check the name, or make the bucket",
+    errno.EEXIST: "a file is where a folder has to be; choose another place",
+    errno.ENOTDIR: "a file is where a folder has to be; choose another place",
 }
 
 
@@ -50,7 +52,8 @@ def url_to_fs(url: str | Path) -> tuple[Any, str]:
             path = Path(url).expanduser()
             fs, path = fsspec.core.url_to_fs(os.path.realpath(path) if ".." in path.parts else str(path))
     except (ImportError, ValueError, RuntimeError, TypeError) as err:
-        raise StoreError(f"{url}: {one_line(err)}") from err
+        way_out = "give a path, or a URL of a kind that fsspec knows, as s3://bucket/folder"
+        raise StoreError(f"{url}: {one_line(err)}; {way_out}") from err
     return fs, path
 
 

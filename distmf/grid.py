@@ -88,7 +88,8 @@ def choose_shape(
         if n_blocks >= MAX_BLOCKS or n_blocks >= max(n_users, n_items):
             raise MemoryBudgetError(
                 f"an SGD task at rank {rank} needs {needed:,} bytes even on the finest grid of {shape.rows} × "
-                f"{shape.cols} blocks, but memory_per_task is {memory_per_task:,}; raise it or lower the rank"
+                f"{shape.cols} blocks, but memory_per_task is {memory_per_task:,}; raise it (--memory-per-task) or "
+                "lower the rank"
             )
         n_blocks = min(2 * n_blocks, MAX_BLOCKS)
 

@@ -95,10 +95,12 @@ def open_heldout(source: Any, names: dict[str, str | None], client: Any = None) 
     """
     if is_blocks(source):
         if given := [name for name, value in names.items() if value is not None]:
-            raise ParameterError(f"{', '.join(given)}: only for raw ratings, and {source} are blocks")
+            raise ParameterError(f"{', '.join(given)} can only be given with raw ratings; these are blocks")
         blocks = open_blocks(source)
         if not blocks.n_holdout:
-            raise RatingsError(f"{blocks.path}: no ratings are held out; block them with holdout=0.1, or give others")
+            raise RatingsError(
+                f"{blocks.path}: no ratings are held out; block them with holdout=0.1 (--holdout 0.1), or give others"
+            )
         yield HeldOut(blocks, tuple(key for key in sorted(blocks.entries) if blocks.entries[key].n_holdout))
         return
     beside = Path(tempfile.gettempdir()) / "distmf-ratings"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distmf.errors import RatingsError
+from distmf.errors import ParameterError, RatingsError
 
 IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 
@@ -32,19 +32,28 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
     Raises
     ------
     RatingsError
-        If the entries are not numbers.
-    ValueError
-        If it is no matrix, or `is_set` does not return one value for each entry.
+        If it is no matrix, or its entries are not numbers.
+    ParameterError
+        If `is_set` is no function, or does not return one value for each entry.
     """
-    matrix = np.asarray(ratings)
+    if not callable(is_set):
+        raise ParameterError(f"is_set is {is_set!r}; it is a function of an array of values, as distmf.non_negative")
+    kinds = f"give a path, a glob, a table or a matrix as ratings; this is a {type(ratings).__name__}"
+    try:
+        matrix = np.asarray(ratings)
+    except ValueError as err:
+        raise RatingsError(f"{kinds} with rows of different lengths") from err
     if matrix.ndim != 2:
-        raise ValueError(f"a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
+        raise RatingsError(f"{kinds}, and a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
     if matrix.dtype.kind not in "iuf":
-        raise RatingsError(f"the matrix has entries of type {matrix.dtype}; a matrix of numbers is needed")
+        raise RatingsError(f"the matrix has entries of type {matrix.dtype.name}; a matrix of numbers is needed")
     matrix = matrix.astype(np.float64)
     mask = np.asarray(is_set(matrix), dtype=np.bool_)
     if mask.shape != matrix.shape:
-        raise ValueError(f"is_set returned shape {mask.shape} for a matrix of shape {matrix.shape}")
+        raise ParameterError(
+            f"is_set returned shape {mask.shape} for a matrix of shape {matrix.shape}; it says of each value "
+            "whether it is set"
+        )
     if isinstance(ratings, np.ma.MaskedArray):
         mask &= ~np.ma.getmaskarray(ratings)
     return matrix, mask

@@ -16,7 +16,7 @@ from distmf.choices import MAX_BLOCKS
 from distmf.errors import MemoryBudgetError
 from distmf.grid import LANES, Shape, bytes_per_line
 from distmf.process import memory_limit
-from distmf.sizes import at_least, format_bytes, parse_bytes
+from distmf.sizes import at_least, counted, format_bytes, parse_bytes
 from distmf.tables import string_bytes
 
 FLOAT_BYTES = 4
@@ -168,7 +168,7 @@ class Portions(NamedTuple):
         if needs.total > limit:
             fewer = _fewer(threads, lambda n: blocking_bytes(least, n_ids, 0, n).total <= limit)
             raise MemoryBudgetError(
-                f"blocking with --threads {threads} needs at least {at_least(needs.total)} ({in_words(needs)}), "
+                f"blocking in {counted(threads, 'thread')} needs at least {at_least(needs.total)} ({in_words(needs)}), "
                 f"but it may use {format_bytes(limit)}; {_ways_out(fewer)}"
             )
         # Batches get a half, or more if they must, and counts the rest; in the second pass that is left to the ids.
@@ -387,7 +387,7 @@ def both_ways(sizes: Sizes, threads: int, limit: int) -> dict[str, TrainingBytes
 
 def usable_memory(memory: int | str | None) -> int:
     """Return the bytes that a job may use: what is given, else a share of what the process may use."""
-    return int(DEFAULT_SHARE * memory_limit()) if memory is None else parse_bytes(memory)
+    return int(DEFAULT_SHARE * memory_limit()) if memory is None else parse_bytes(memory, "memory")
 
 
 def plan_memory(sizes: Sizes, threads: int, limit: int) -> MemoryPlan:

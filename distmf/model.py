@@ -19,7 +19,7 @@ import pyarrow as pa
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks, Part
 from distmf.choices import BOUNDS, Bound
-from distmf.errors import NotFittedError, ParameterError, StoreError
+from distmf.errors import NotFittedError, ParameterError, RatingsError, StoreError
 from distmf.factors import FLOAT_BYTES
 from distmf.graph import State, of_all_chains
 from distmf.grid import BlockKey
@@ -31,6 +31,7 @@ from distmf.numbering import IdMap
 from distmf.pairs import PAIRS_AT_ONCE, scores_of_pairs
 from distmf.run import Run
 from distmf.sides import Float32, Side, as_ids
+from distmf.sizes import counted
 from distmf.store import MISSING, Folder, Kind
 from distmf.tasks import Training
 
@@ -159,7 +160,8 @@ class Model(NamedTuple):
         """Return the predicted rating of each pair, and what is known of how sure it is."""
         rows, cols = self.users.positions(user_ids, "user"), self.items.positions(item_ids, "item")
         if len(rows) != len(cols):
-            raise ValueError(f"{len(rows):,} user ids and {len(cols):,} item ids; a pair needs one of each")
+            n_users, n_items = counted(len(rows), "user id"), counted(len(cols), "item id")
+            raise RatingsError(f"there are {n_users} and {n_items}; a pair needs one of each")
         return self.predict_at(rows, cols, clip=clip, with_stds=with_stds)
 
     def predict_at(
@@ -314,7 +316,9 @@ class Model(NamedTuple):
                 named[places[places >= 0]] = True
                 is_among &= named == is_kept
         if not is_among.any():
-            raise ParameterError("no item is left to recommend: look at what is given as among and without")
+            raise ParameterError(
+                "no item is left to recommend: look at what is given as among and without (--among, --without)"
+            )
         return np.flatnonzero(is_among)
 
     def _best(

@@ -34,7 +34,9 @@ def normalise(
     if loss == "poisson":
         _refuse_negative(blocks)
         if mean <= 0:
-            raise RatingsError("loss 'poisson' is for counts and other amounts, but all ratings are 0")
+            raise RatingsError(
+                "loss 'poisson' is for counts and other amounts, but all ratings are 0; take another loss"
+            )
         return _with(loss, mean, scale, Constants(offset=mean / scale), nonnegative=nonnegative)
     if kind.is_robust:
         mean, scale = _robust(blocks, mean, scale)
@@ -43,7 +45,7 @@ def normalise(
     low, high = bounds
     if not low <= lowest <= highest <= high:
         raise RatingsError(
-            f"bounds are {low:g} and {high:g}, but there are ratings from {lowest:g} to {highest:g}; all must be within"
+            f"bounds are {low:g} and {high:g}, but there are ratings from {lowest:g} to {highest:g}; widen them"
         )
     share = min(1 - LEAST_SHARE, max(LEAST_SHARE, (mean - low) / (high - low)))
     width = (high - low) / scale
@@ -78,7 +80,7 @@ def check_ratings(blocks: Blocks, normalisation: Normalisation) -> None:
         if not is_within or (is_binary and not set(blocks.layout.encoding.table) <= {low, high}):
             raise RatingsError(
                 f"the model to start from is for ratings {'of' if is_binary else 'between'} {low:g} and {high:g}, but "
-                f"there are ratings from {lowest:g} to {highest:g}"
+                f"there are ratings from {lowest:g} to {highest:g}; train anew, on all ratings"
             )
     if objective.loss == "poisson":
         _refuse_negative(blocks)

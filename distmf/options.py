@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
+from distmf.arguments import similar
 from distmf.choices import MAX_BLOCKS, MAX_RANK
 from distmf.losses import LOSSES
 from distmf.sizes import parse_bytes, parse_rate
@@ -62,6 +63,15 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
                 f"{value!r} is not a whole number from 1 to 2^63 - 1; write for example 1e9 or 250000", param, ctx
             )
         return int(number)
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of some words; one that is like what was given is suggested."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is said of a word that is none of them."""
+        meant, message = similar(value, self.choices), super().get_invalid_choice_message(value, ctx)
+        return f"{message} Did you mean {meant!r}?" if meant else message
 
 
 class Number(click.FloatRange):
@@ -169,7 +179,7 @@ memory_option = click.option(
     "--memory", type=Size(), help="Memory that this process may use.  [default: seven eighths of its limit]"
 )
 objective_options = options(
-    click.option("--loss", type=click.Choice(list(LOSSES)), help="What is minimised.  [default: squared]"),
+    click.option("--loss", type=Choice(list(LOSSES)), help="What is minimised.  [default: squared]"),
     click.option("--bounds", type=(float, float), metavar="LOW HIGH", help="Predict by a sigmoid between two ratings."),
     click.option("--nonnegative", is_flag=True, help="Keep factors from falling below zero."),
     click.option("--bias-reg", type=OneOrTwo(0), help="Regularisation of the biases, per rating.  [default: 0.02]"),
@@ -203,7 +213,7 @@ block_options = options(
     click.option("--memory-per-task", type=Size(), help="Memory for the data of one task.  [default: 1 GiB]"),
     click.option(
         "--duplicates",
-        type=click.Choice(["keep", "mean", "error"]),
+        type=Choice(["keep", "mean", "error"]),
         help="What to do with several ratings of an item by a user.  [default: keep]",
     ),
 )

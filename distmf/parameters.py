@@ -1,10 +1,10 @@
 """The hyperparameters of the estimator: checked, and made plain numbers. Pure: no files, no Dask."""
 
-import difflib
 import math
 import numbers
 from typing import Any
 
+from distmf.arguments import check_choice, check_whole
 from distmf.choices import MAX_RANK, MAX_SAMPLES
 from distmf.errors import ParameterError
 from distmf.kernel import Pair
@@ -33,16 +33,19 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
     """
     found = dict(given)
     for name, (low, high) in WHOLE.items():
-        found[name] = _number(name, given[name], low, high, whole=True)
+        check_whole(name, given[name], low, high)
+        found[name] = int(given[name])
     for name in REAL:
         if name not in OPTIONAL or given[name] is not None:
-            found[name] = _number(name, given[name], 0.0, math.inf, whole=False)
+            found[name] = _number(name, given[name])
     for name in REGS:
         found[name] = _regs(name, given[name])
     if given["step_size"] != "auto":
         if not is_number(given["step_size"]) or given["step_size"] <= 0:
             raise ParameterError(f"step_size is {given['step_size']!r}; it can be 'auto' or a positive number")
         found["step_size"] = float(given["step_size"])
+    if not isinstance(given["nonnegative"], bool):
+        raise ParameterError(f"nonnegative is {given['nonnegative']!r}; it can be True or False")
     found["bounds"] = _bounds(given["bounds"])
     _check_loss(found)
     return found
@@ -58,11 +61,10 @@ def pair(value: float | Pair) -> Pair:
     return (value[0], value[1]) if isinstance(value, tuple | list) else (value, value)
 
 
-def _number(name: str, value: Any, low: float, high: float, *, whole: bool) -> Any:
-    if not is_number(value) or (whole and not isinstance(value, numbers.Integral)) or not low <= value <= high:
-        allowed = f"from {low} to {high}" if math.isfinite(high) else f"a number from {low:g} on"
-        raise ParameterError(f"{name} is {value!r}; it can be {allowed}")
-    return int(value) if whole else float(value)
+def _number(name: str, value: Any) -> float:
+    if not is_number(value) or value < 0:
+        raise ParameterError(f"{name} is {value!r}; it can be a number from 0 on")
+    return float(value)
 
 
 def _regs(name: str, value: Any) -> float | Pair | str:
@@ -83,24 +85,23 @@ def _bounds(value: Any) -> Pair | None:
     if value is None:
         return None
     is_pair = isinstance(value, tuple | list) and len(value) == 2
-    if not (is_pair and all(map(is_number, value)) and value[0] < value[1]):
-        raise ParameterError(f"bounds is {value!r}; it can be two numbers, the lower one first, or None")
+    if not (is_pair and all(map(is_number, value))):
+        raise ParameterError(f"bounds is {value!r}; it can be two numbers, the lower one first")
+    if value[0] >= value[1]:
+        raise ParameterError(f"bounds are {value[0]:g} and {value[1]:g}; give two numbers, the lower one first")
     return float(value[0]), float(value[1])
 
 
 def _check_loss(found: dict[str, Any]) -> None:
     loss = found["loss"]
-    if not isinstance(loss, str) or loss not in LOSSES:
-        similar = difflib.get_close_matches(str(loss), LOSSES, n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise ParameterError(f"loss is {loss!r}; it can be {', '.join(map(repr, LOSSES))}{hint}")
+    check_choice("loss", loss, LOSSES)
     if found["bounds"] is not None and not LOSSES[loss].may_be_bounded:
         fitting = ", ".join(repr(name) for name, other in LOSSES.items() if other.may_be_bounded)
-        raise ParameterError(f"bounds are for the losses {fitting}; loss is {loss!r}")
+        raise ParameterError(f"bounds are for the losses {fitting}; loss is {loss!r}, so leave them out")
     if found["posterior_samples"]:
         for name, value in OF_POSTERIORS.items():
             if found[name] != value and (name != "l1_reg" or any(pair(found[name]))):
                 raise ParameterError(
                     f"{name} is {found[name]!r} with posterior_samples, which are of squared errors and free factors; "
-                    f"leave {name} out, or posterior_samples"
+                    f"leave out {name} (--{name.replace('_', '-')}) or posterior_samples (--posterior-samples)"
                 )

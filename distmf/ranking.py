@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distmf.arguments import check_whole, names_checked
 from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.engines import open_engine
-from distmf.errors import ParameterError, RatingsError
+from distmf.errors import RatingsError
 from distmf.factorization import MatrixFactorization, model_of
 from distmf.heldout import Numbers, Places, known_items, on_engine, open_heldout, places_of, read
 from distmf.model import Model, RatedReader
@@ -35,6 +36,7 @@ class Ranking(TypedDict):
     coverage: float
 
 
+@names_checked
 def evaluate_ranking(
     mf: MatrixFactorization | str | Path,
     source: Any,
@@ -93,8 +95,7 @@ def evaluate_ranking(
     ----------
     .. [1] K. Järvelin, J. Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM TOIS 2002: NDCG.
     """
-    if n < 1:
-        raise ParameterError(f"n is {n}; it can be from 1")
+    check_whole("n", n)
     model, names = model_of(mf), {"user": user, "item": item, "rating": rating}
     items_among = known_items(model).items_among(among, without)
     if exclude is None and is_blocks(source):
@@ -107,7 +108,8 @@ def evaluate_ranking(
             found = on_engine(engine, model, "reading", prepare, _liked, calls, heldout.sizes)
         users, items = _pairs(batch for batches in found for batch in batches)
         if not len(users):
-            raise RatingsError(f"{source}: no user that was trained on has a rating from {relevant} on")
+            least = "" if relevant is None else f" from {relevant:g} on; lower relevant (--relevant)"
+            raise RatingsError(f"{source}: no user that was trained on has a rating{least}")
         places = np.unique(users)
         chunks = np.split(places, range(USERS_AT_ONCE, len(places), USERS_AT_ONCE))
         ends = [np.searchsorted(users, [some[0], some[-1] + 1]) for some in chunks]

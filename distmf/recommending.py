@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmf.arguments import check_choice, check_whole, names_checked
 from distmf.best import Panels, Rated
 from distmf.blocks import PARTS, Blocks, open_blocks
 from distmf.choices import BOUNDS, Bound
 from distmf.engines import check_storage, open_engine
-from distmf.errors import ParameterError
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
 from distmf.model import ITEMS, USERS, Model, check_users
@@ -62,6 +62,7 @@ class Work(NamedTuple):
     bound: Bound
 
 
+@names_checked
 def recommend_all(
     model: str | Path,
     out: str | Path,
@@ -112,10 +113,8 @@ def recommend_all(
     ClusterError
         If the cluster is lost.
     """
-    if n < 1:
-        raise ParameterError(f"n is {n}; it can be from 1")
-    if bound not in BOUNDS:
-        raise ParameterError(f"bound is {bound!r}; it can be {', '.join(map(repr, BOUNDS))}")
+    check_whole("n", n)
+    check_choice("bound", bound, BOUNDS)
     place = Folder.at(model)
     blocks = None if exclude is None else open_blocks(exclude)
     refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))

@@ -294,6 +294,10 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     if len(array) == 0:
         return array.cast(id_type)
     if array.null_count or is_text == pa.types.is_integer(id_type) or not (is_text or pa.types.is_integer(array.type)):
-        what = f"{array.null_count} nulls" if array.null_count else f"type {array.type}"
-        raise RatingsError(f"{name} ids of {what} were given, but the model's {name} ids are {id_type}")
+        if array.null_count:
+            raise RatingsError(f"of the {name} ids, {array.null_count:,} of {len(array):,} are null; leave these out")
+        raise RatingsError(
+            f"{name} ids are of type {'string' if is_text else array.type}, but in the model of type "
+            f"{id_type if pa.types.is_integer(id_type) else 'string'}; give them as they were trained on"
+        )
     return pc.cast(array, pa.large_string()) if is_text else array

@@ -2,6 +2,8 @@
 
 import re
 
+from distmf.errors import ParameterError
+
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -22,12 +24,12 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
-def parse_bytes(size: int | str) -> int:
+def parse_bytes(size: int | str, name: str = "") -> int:
     """Return a number of bytes, given as an integer or as text such as ``"1 GiB"``, ``"500MB"`` or ``"2g"``.
 
     Raises
     ------
-    ValueError
+    ParameterError
         If it is not positive or not an amount of memory.
 
     Examples
@@ -41,7 +43,8 @@ def parse_bytes(size: int | str) -> int:
     except (KeyError, ValueError):
         n_bytes = 0
     if n_bytes <= 0:
-        raise ValueError(f"{size!r} is not an amount of memory; write for example '1 GiB' or '500MB'")
+        what = f"{name} is {size!r}, which" if name else repr(size)
+        raise ParameterError(f"{what} is not an amount of memory; write for example '1 GiB' or '500MB'")
     return n_bytes
 
 
@@ -81,7 +84,7 @@ def parse_rate(rate: str) -> float:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If it is not positive or not a rate, or if b could mean bits as well as bytes.
 
     Examples
@@ -99,7 +102,9 @@ def parse_rate(rate: str) -> float:
     except ValueError:
         bytes_per_second = 0.0
     if bytes_per_second <= 0:
-        raise ValueError(f"{rate!r} is not a rate; write for example '10Gbit' for bits or '1.2GB/s' for bytes a second")
+        raise ParameterError(
+            f"{rate!r} is not a rate; write for example '10Gbit' for bits or '1.2GB/s' for bytes a second"
+        )
     return bytes_per_second
 
 

@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distmf.arguments import check_choice, check_whole, names_checked
 from distmf.choices import WAYS, By
 from distmf.engines import check_storage, open_engine
 from distmf.errors import ParameterError, RatingsError
 from distmf.ids import hash_ids, mix, salt
 from distmf.jobs import job_folder, run_stage
 from distmf.ratings import Batch, Columns, Ratings, open_ratings, read_piece
+from distmf.sizes import counted
 from distmf.sources import as_parquet
 from distmf.store import Folder, Kind
 
@@ -52,6 +54,7 @@ class _Way(NamedTuple):
     seed: int
 
 
+@names_checked
 def split(
     ratings: Any,
     out: str | Path,
@@ -122,8 +125,10 @@ def split(
             found = run_stage(engine, folder, "splitting", calls, sizes)
             n_train, n_test = (sum(counts) for counts in zip(*found, strict=True))
             if not (n_train and n_test):
+                source_name = ratings if isinstance(ratings, str | Path) else "the ratings"
                 raise RatingsError(
-                    f"{ratings}: of {source.n_rows:,} ratings none would be to {'test with' if n_train else 'train on'}"
+                    f"{source_name}: of {counted(source.n_rows, 'rating')} none would be to "
+                    f"{'test with' if n_train else 'train on'}; take another test_size (--test-size)"
                 )
             folder.write_manifest(KIND, {**what, "n_train": n_train, "n_test": n_test})
     stem = str(out).rstrip("/")
@@ -131,8 +136,8 @@ def split(
 
 
 def _checked(by: By, test_size: float | None, seed: int) -> _Way:
-    if by not in WAYS:
-        raise ParameterError(f"by is {by!r}; it can be {', '.join(map(repr, WAYS))}")
+    check_choice("by", by, WAYS)
+    check_whole("seed", seed, 0)
     size: Any = (1 if by == "last" else 0.1) if test_size is None else test_size
     is_count = isinstance(size, numbers.Integral) and by != "random"
     if not (int(size) >= 1 if is_count else isinstance(size, float) and 0 < size < 1):

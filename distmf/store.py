@@ -31,7 +31,6 @@ from distmf.filesystem import (
     is_local,
     is_object_store,
     leftovers,
-    one_line,
     opened,
     path_type,
     read_range,
@@ -155,6 +154,10 @@ class Folder(NamedTuple):
         """Return whether there is anything at the path."""
         return path_type(self.fs, self.path) is not None
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of a name in the folder."""
+        return path_type(self.fs, self.child(name)) == "file"
+
     def read(self, name: str, start: int = 0, length: int = -1) -> bytes:
         """Return `length` bytes of a file from `start`, by default all; fewer are an error, as is a missing file.
 
@@ -272,10 +275,12 @@ class Folder(NamedTuple):
         except StoreError as err:
             if err.errno not in MISSING:
                 raise
-            raise StoreError(f"{self}: there is no {kind.name} here: {kind.manifest} is missing", err.errno) from err
+            raise StoreError(
+                f"{self}: no {kind.name} here, {kind.manifest} is missing; check the path", err.errno
+            ) from err
         except (ValueError, AttributeError, TypeError) as err:
             raise StoreError(
-                f"{self}: {kind.manifest} is damaged: {one_line(err)}; restore it or make the folder again"
+                f"{self}: {kind.manifest} is damaged: it is no JSON; restore it or make the folder again"
             ) from err
         if manifest.get("kind") != kind.name or manifest.get("version") != kind.version:
             raise StoreError(
@@ -336,7 +341,7 @@ def refuse_nested(*folders: Folder) -> None:
         if one.fs == other.fs:
             paths = [os.path.realpath(folder.path) if is_local(folder.fs) else folder.path for folder in (one, other)]
             if posixpath.commonpath(paths) in paths:
-                raise StoreError(f"{one} and {other}: one is the same folder, or one is in the other; take two")
+                raise StoreError(f"{one} and {other}: they are the same folder, or one is in the other; take two apart")
 
 
 def _check_replaceable(folder: Folder, kind: Kind) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from dask.typing import Key
 
+from distmf.arguments import check_whole
 from distmf.engine import Graph, OnChange, OnDone, OnTask
 
 
@@ -32,8 +33,8 @@ class ThreadEngine:
     shares_memory = True
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; at least 1 is needed")
+        if threads is not None:
+            check_whole("threads", threads)
         self.n_slots = threads or len(os.sched_getaffinity(0))
 
     def __enter__(self) -> Self:

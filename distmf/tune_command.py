@@ -112,7 +112,7 @@ def tune(ratings_or_blocks: str, as_json: bool, quiet: bool, **given: Any) -> No
         if has_blocks := is_blocks(ratings_or_blocks):
             if blocking:
                 flags = ", ".join("--" + name.replace("_", "-") for name in blocking)
-                raise click.UsageError(f"{flags}: only for raw ratings, and {ratings_or_blocks} are blocks")
+                raise click.UsageError(f"{flags}: only for raw ratings, and these are blocks: {ratings_or_blocks}")
         else:
             blocking = {"holdout": HOLDOUT, **blocking}
         with client_for(given) as client:

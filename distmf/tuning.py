@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distmf.blocking import blocks_of
+from distmf.arguments import check_names, did_you_mean
+from distmf.blocking import block_ratings, blocks_of
 from distmf.blocks import Blocks, is_blocks
 from distmf.choices import EPOCHS, HOLDOUT, RANKS, REG_FACTORS
 from distmf.errors import ParameterError, RatingsError
@@ -171,8 +172,8 @@ def tune(
        2016.
     """
     for name, values in {"ranks": ranks, "regs": regs, "epochs": epochs}.items():
-        if values is not None and len(values) == 0:
-            raise ParameterError(f"{name} is empty; give at least one value to try, or leave it out")
+        if values is not None and not (isinstance(values, Sequence) and not isinstance(values, str) and len(values)):
+            raise ParameterError(f"{name} is {values!r}; it is a list of values to try, at least one")
     parameters = _fixed(options, seed)
     _candidates(ranks, ["auto"] if regs is None else regs, epochs, parameters)  # an error now, not after blocking
     if isinstance(ratings, str | Path) and not is_blocks(ratings):
@@ -213,7 +214,11 @@ def _fixed(options: dict[str, Any], seed: int) -> dict[str, Any]:
     """Take the hyperparameters out of some options, and return all of them, checked."""
     given = {name: options.pop(name) for name in HYPERPARAMETERS if name in options}
     if others := [name for name in given if name not in FIXED]:
-        raise ParameterError(f"{', '.join(others)}: not for tuning, which takes of hyperparameters {', '.join(FIXED)}")
+        hint = did_you_mean(others[0], ("ranks", "regs"))
+        raise ParameterError(
+            f"{', '.join(others)}: not for tuning, which takes of hyperparameters {', '.join(FIXED)}{hint}"
+        )
+    check_names(options, tune, block_ratings)
     return checked({**_UNTUNED, **given, "seed": seed})
 
 

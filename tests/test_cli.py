@@ -93,7 +93,7 @@ def test_inspect__says_where_a_checkpoint_is(folder: Path, tmp_path: Path) -> No
     assert found["holdout_error"] == pytest.approx(trained["holdout_rmse"], abs=0.05)
     assert (found["measure"], found["settings"]["rank"]) == ("RMSE", 8)
     text = run("inspect", tmp_path / "c").stdout
-    for words in ("5 of 5 done; train RMSE", "the states after 4 and 5 epochs", "none; distmf train …", "rank"):
+    for words in ("5 of 5 done; train RMSE", "the states after epoch 4 and 5", "none; distmf train …", "rank"):
         assert words in text
 
 

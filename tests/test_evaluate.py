@@ -63,7 +63,7 @@ def test_evaluate__of_blocks_is_over_those_held_out(tmp_path: Path) -> None:
     assert found["rmse"] == pytest.approx(mf.history_.holdout_rmse, rel=1e-3)  # predictions are clipped here only
     assert evaluate(mf, blocks, clip=False)["rmse"] == pytest.approx(mf.history_.holdout_rmse, rel=1e-5)
     assert evaluate(mf, tmp_path / "b") == found
-    with pytest.raises(ParameterError, match="user, rating: only for raw ratings"):
+    with pytest.raises(ParameterError, match="user, rating can only be given with raw ratings"):
         evaluate(mf, blocks, user="u", rating="r")
     with pytest.raises(RatingsError, match=r"no ratings are held out; block them with holdout=0\.1"):
         evaluate(mf, block_ratings(tmp_path / "r.parquet", tmp_path / "all"))

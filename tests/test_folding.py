@@ -138,7 +138,7 @@ def test_fold_in__refuses(parts: Parts, tmp_path: Path) -> None:
         MatrixFactorization(RANK, loss="huber", epochs=2).fit(parts.old).fold_in(parts.new)
     mf = MatrixFactorization(RANK, epochs=2).fit(parts.old)
     names = {"user_id": ["a", "b"], "item_id": [1, 2], "rating": [1.0, 2.0]}
-    with pytest.raises(RatingsError, match="ids of type large_string were given"):
+    with pytest.raises(RatingsError, match="ids are of type string"):
         mf.fold_in(write(tmp_path / "s.parquet", names), grid=(1, 1))
 
 

@@ -110,10 +110,10 @@ def test_predict__takes_strings(strings: MatrixFactorization) -> None:
 @pytest.mark.parametrize(
     ("users", "items", "error", "message"),
     [
-        (["3"], [4], RatingsError, "user ids of type string were given, but the model's user ids are int64"),
-        ([3], [4.5], RatingsError, "item ids of type double"),
-        ([None], [4], RatingsError, "user ids of 1 nulls"),
-        ([1, 2], [3], ValueError, "2 user ids and 1 item ids"),
+        (["3"], [4], RatingsError, "user ids are of type string, but in the model of type int64"),
+        ([3], [4.5], RatingsError, "item ids are of type double"),
+        ([None], [4], RatingsError, "of the user ids, 1 of 1 are null"),
+        ([1, 2], [3], RatingsError, "2 user ids and 1 item id;"),
     ],
 )
 def test_predict__refuses_other_ids(
@@ -189,7 +189,7 @@ def test_save__keeps_the_old_model_when_it_fails(
 
 
 def test_load__refuses_what_is_no_model(mf: MatrixFactorization, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"missing: there is no distmf model here: model.json is missing"):
+    with pytest.raises(StoreError, match=r"missing: no distmf model here, model.json is missing"):
         load(tmp_path / "missing")
     mf.save(tmp_path / "model")
     (tmp_path / "model" / "users.parquet").write_bytes(b"PAR1")
@@ -239,9 +239,7 @@ def test_recommend__leaves_out_what_was_rated(mf: MatrixFactorization, blocks: B
 
 
 def test_recommend__refuses_blocks_of_other_ids(strings: MatrixFactorization, blocks: Blocks) -> None:
-    with pytest.raises(
-        RatingsError, match="item ids of type int64 were given, but the model's item ids are large_string"
-    ):
+    with pytest.raises(RatingsError, match="item ids are of type int64, but in the model of type string"):
         strings.recommend("u3", exclude=blocks)
 
 
@@ -256,7 +254,7 @@ def test_recommend__works_in_parts(mf: MatrixFactorization, blocks: Blocks, monk
 
 
 def test_recommend__refuses_no_items(mf: MatrixFactorization) -> None:
-    with pytest.raises(ValueError, match="n is 0; it can be from 1"):
+    with pytest.raises(ValueError, match="n is 0; it is a whole number, at least 1"):
         mf.recommend(1, n=0)
 
 
@@ -294,7 +292,7 @@ def test_evaluate__counts_unseen_pairs_and_takes_column_names(mf: MatrixFactoriz
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank is 0; it can be from 1 to 512"),
+        ({"rank": 0}, "rank is 0; it is a whole number, from 1 to 512"),
         ({"rank": 513}, "rank is 513"),
         ({"rank": 2.5}, "rank is 2.5"),
         ({"reg": -1}, "reg is -1"),

@@ -143,11 +143,11 @@ def test_recommend__refuses(folder: Path, tmp_path: Path) -> None:
     mf = distmf.load(folder / "model")
     with pytest.raises(ParameterError, match="no item is left to recommend"):
         mf.recommend(5, among=[10**6])
-    with pytest.raises(ParameterError, match="n is 0; it can be from 1"):
+    with pytest.raises(ParameterError, match="n is 0; it is a whole number"):
         distmf.recommend_all(folder / "model", tmp_path / "out", 0)
     with pytest.raises(ParameterError, match="bound is 'best'"):
         distmf.recommend_all(folder / "model", tmp_path / "out", bound="best")  # type: ignore[arg-type]
-    with pytest.raises(RatingsError, match="item ids of type string were given"):
+    with pytest.raises(RatingsError, match="item ids are of type string"):
         mf.recommend(5, without=["x"])
     with pytest.raises(StoreError, match=r"model\.json is missing"):
         distmf.recommend_all(folder / "blocks", tmp_path / "out")

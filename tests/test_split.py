@@ -152,7 +152,7 @@ def test_split__refuses(table: pa.Table, tmp_path: Path) -> None:
         (0, "user", "a share between 0 and 1, or how many of each user, a whole number"),
         (1.5, "last", r"test_size is 1\.5"),
         ("x", "user", "test_size is 'x'"),
-        (0.1, "week", "by is 'week'; it can be 'random', 'user', 'last'"),
+        (0.1, "week", "by is 'week'; it can be 'random', 'user' or 'last'"),
     ):
         with pytest.raises(ParameterError, match=message):
             split(table, tmp_path / "a", by=by, test_size=size)  # type: ignore[arg-type]
@@ -183,4 +183,4 @@ def test_split__command(table: pa.Table, tmp_path: Path) -> None:
     assert f" ratings in {tmp_path}/a/train, " in shown.stdout
     refused = run("split", path, tmp_path / "a", "--test-size", 3)
     assert refused.exit_code == 2
-    assert "test_size is 3; it can be a share between 0 and 1" in refused.stderr
+    assert "--test-size is 3; it can be a share between 0 and 1" in refused.stderr

@@ -224,7 +224,7 @@ def test_tune__refuses_what_it_cannot_tune(blocks: distmf.Blocks, tmp_path: Path
             tune(ratings, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ranks is empty"):
         tune(blocks, ranks=[])
-    with pytest.raises(ValueError, match="rank is 0; it can be from 1 to"):
+    with pytest.raises(ValueError, match="rank is 0; it is a whole number, from 1 to"):
         tune(blocks, ranks=[4, 0])
     with pytest.raises(ValueError, match="posterior_samples: not for tuning, which takes of hyperparameters loss"):
         tune(blocks, posterior_samples=3)
