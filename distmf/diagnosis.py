@@ -20,6 +20,8 @@ LAST = 3  # epochs, in the mean of which it falls
 OVERFIT = 1.002  # the error on the holdout at the end over the best one, from which on the model overfits
 BIASES = 1.01  # times the error with biases only, above which a model has not come as far as these
 NO_SIGNAL = 0.99  # of the error with biases only; a model that is no better has found next to nothing
+FAR_ABOVE = 2  # times the automatic reg, from which on it is told that this may be too much
+UNUSED = 0.97  # of the training error with biases only; factors that bring it no lower are held down near zero
 AT_NOISE = 1.05  # times the noise of ratings that repeat a pair, up to which an error is as low as it can be
 MOST_EPOCHS = 10  # times those that were done, that are ever advised
 LONGER_LINE = 2  # times those that were done, that are advised where steps go to zero with the last
@@ -35,6 +37,8 @@ Code = Literal[
     "step too large",
     "step too small",
     "no signal",
+    "reg too large",
+    "off target",
     "at the noise",
 ]
 
@@ -69,7 +73,9 @@ class Diagnosis(NamedTuple):
         return "\n".join([*(finding.text for finding in self.findings), self.baselines])
 
 
-def diagnose(history: History, *, adapts_step: bool, chain: int = 0) -> Diagnosis:
+def diagnose(
+    history: History, *, adapts_step: bool, chain: int = 0, over_auto: float = 1.0, target: float | None = None
+) -> Diagnosis:
     """Return what a history says.
 
     Parameters
@@ -80,16 +86,22 @@ def diagnose(history: History, *, adapts_step: bool, chain: int = 0) -> Diagnosi
         Whether the step size was "auto".
     chain : int
         Epochs of a chain, if the posterior was drawn from: then errors go up and down, and only the end says something.
+    over_auto : float
+        How many times the automatic one the reg was.
+    target : float, optional
+        The cost at which training was to stop.
     """
     if chain:
         found = _of_draws(history, chain)
     else:
-        found = [_step_too_large(history, adapts_step) or _step_too_small(history, adapts_step) or _no_signal(history)]
+        steps = _step_too_large(history, adapts_step) or _step_too_small(history, adapts_step)
+        found = [steps or _no_signal(history, over_auto) or _reg_too_large(history, over_auto)]
         if not any(found):
             found = [_overfitting(history), _at_the_noise(history)]
         if not any(found):
             found = [_still_falling(history, adapts_step)]
-    findings = [finding for finding in found if finding] or [_came_to_an_end(history)]
+        found.append(_off_target(history, target))
+    findings = [finding for finding in found if finding] or [_came_to_an_end(history, chain)]
     return Diagnosis(tuple(findings), _baselines(history))
 
 
@@ -100,7 +112,7 @@ def _of_draws(history: History, chain: int) -> list[Finding | None]:
         ended = f"the time was over after {counted(len(history), 'epoch')} of chains of {chain}"
         why = ended if history.stopped == "time" else f"chains of {counted(chain, 'epoch')} are short"
         return [Finding("still falling", f"It can get better: {why}; 200 epochs each are the default.")]
-    return [_no_signal(history) or _at_the_noise(history)]
+    return [_no_signal(history, 1.0) or _at_the_noise(history)]
 
 
 def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
@@ -183,7 +195,7 @@ def _still_falling(history: History, adapts_step: bool) -> Finding | None:
     )
 
 
-def _no_signal(history: History) -> Finding | None:
+def _no_signal(history: History, over_auto: float) -> Finding | None:
     if history.baselines is None or _fall(_errors(history)) is None:
         return None
     (mean, bias), error = _simpler(history)
@@ -195,12 +207,40 @@ def _no_signal(history: History) -> Finding | None:
         simpler, beyond = f"{mean:.4f} with the mean only. The mean alone", "the mean"
     else:
         simpler, beyond = f"{bias:.4f} with biases only. A model of biases", "the biases"
+    reg = "reg" if over_auto < FAR_ABOVE else f"reg, which is {over_auto:.2g} times the automatic one,"
     outliers = "" if history.measure == "RMSE" else ", or a few outliers make up most of the error"
     return Finding(
         "no signal",
         f"There is almost nothing in the ratings beyond {beyond}: the error is {error:.4f}, and {simpler} does as "
-        f"well, unless reg is too large{outliers}.",
+        f"well, unless {reg} is too large{outliers}.",
     )
+
+
+def _reg_too_large(history: History, over_auto: float) -> Finding | None:
+    error = history.train_error
+    if history.baselines is None or error is None or over_auto < FAR_ABOVE:
+        return None
+    if error < UNUSED * history.baselines.bias_train:
+        return None
+    return Finding(
+        "reg too large",
+        f"The factors are hardly used: on the ratings trained on the error is {error:.4f}, and "
+        f"{history.baselines.bias_train:.4f} with biases only. reg is {over_auto:.2g} times the automatic one; lower "
+        'it, or take "auto".',
+    )
+
+
+def _off_target(history: History, target: float | None) -> Finding | None:
+    error = history.train_error
+    if target is None or error is None or history.stopped in ("target", "interrupted"):
+        return None
+    what, cost = ("mean squared error", error**2) if history.measure == "RMSE" else (history.measure, error)
+    fall = _fall([epoch.train_error for epoch in history])
+    if fall is None or fall >= FALL:
+        way_out = f"the {what} is {cost:.4g}, and not at rest yet. Give it more epochs"
+    else:
+        way_out = f"the {what} came to rest at {cost:.4g}. Lower reg and bias_reg, or raise rank"
+    return Finding("off target", f"The target cost of {target:.4g} was not reached: {way_out}.")
 
 
 def _at_the_noise(history: History) -> Finding | None:
@@ -220,11 +260,14 @@ def _at_the_noise(history: History) -> Finding | None:
     )
 
 
-def _came_to_an_end(history: History) -> Finding:
+def _came_to_an_end(history: History, chain: int) -> Finding:
     if history.stopped == "interrupted":
         return Finding("interrupted", f"It was interrupted after {counted(len(history), 'epoch')}.")
     if history.stopped == "target":
         return Finding("on target", f"It reached the target cost in {counted(len(history), 'epoch')}.")
+    if chain:
+        chains = counted(len(history) // chain, "chain")
+        return Finding("converged", f"The draws are done: {chains} of {counted(chain, 'epoch')}.")
     fall = _fall(_errors(history))
     by = "" if fall is None else f", and falls by no more than {100 * max(fall, 0):.2g} % per epoch"
     return Finding("converged", f"It has converged: the error came to rest in {counted(len(history), 'epoch')}{by}.")

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -475,8 +476,16 @@ class MatrixFactorization:
         NotFittedError
             Before training.
         """
-        chain = self.hyperparameters["epochs"] if self.posterior_samples else 0
-        return diagnose(self.history_, adapts_step=self.step_size == "auto", chain=chain)
+        users, items, normalisation = self.model_.users, self.model_.items, self.model_.normalisation
+        size = int(users.counts.sum()), len(users.ids) + len(items.ids)
+        regs, autos = (reg_of({"reg": reg}, normalisation, *size) for reg in (self.reg, "auto"))
+        return diagnose(
+            self.history_,
+            adapts_step=self.step_size == "auto",
+            chain=self.hyperparameters["epochs"] if self.posterior_samples else 0,
+            over_auto=math.sqrt(math.prod(regs) / math.prod(autos)),
+            target=self.target_cost,
+        )
 
     @overload
     def predict(

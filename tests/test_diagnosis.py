@@ -1,5 +1,6 @@
 """What a training says about itself, on data made to show each of the findings; and the rules alone."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,33 @@ def test_noise__is_not_told_by_means_or_a_few(signal: Blocks, tmp_path: Path) ->
     assert (few.settings["n_duplicates"], few.settings["noise"]) == (1, None)
 
 
+def test_diagnose__says_that_reg_is_too_large(signal: Blocks) -> None:
+    assert re.search(
+        r"reg(, which)? is \d+ times the automatic", str(MatrixFactorization(4, reg=2.0).fit(signal).diagnose())
+    )
+    found = diagnose(history([0.94] * 12), adapts_step=True, over_auto=20)
+    assert "0.9400, and 0.9500 with biases only. reg is 20 times the automatic one; lower it" in str(found)
+    assert "reg too large" not in MatrixFactorization(4).fit(signal).diagnose().codes
+
+
+def test_diagnose__says_that_a_target_cannot_be_reached_and_what_to_change() -> None:
+    matrix = np.array([[3, 1, 1, 3, 1], [1, 2, 4, 1, 3], [3, 1, 1, 3, 1], [4, 3, 5, 4, 4]])
+    mf = MatrixFactorization(2, target_cost=0.01, epochs=3000).fit(matrix)
+    assert "off target" in mf.diagnose().codes
+    assert re.search(
+        r"target cost of 0.01 was not reached: the mean squared error came to rest at [\d.]+. Lower reg and bias_reg",
+        str(mf.diagnose()),
+    )
+    lower = MatrixFactorization(2, reg=0, bias_reg=0, target_cost=0.01, epochs=3000).fit(matrix)
+    assert lower.diagnose().codes == ["on target"]
+    falling = diagnose(history([0.9 * 0.97**n for n in range(20)]), adapts_step=True, target=0.1)
+    assert falling.codes == ["still falling", "off target"]
+    assert "not at rest yet. Give it more epochs" in str(falling)
+
+
 def test_diagnose__of_draws_from_the_posterior(signal: Blocks) -> None:
-    assert MatrixFactorization(4, posterior_samples=1, epochs=100).fit(signal).diagnose().codes == ["converged"]
+    done = MatrixFactorization(4, posterior_samples=1, epochs=100).fit(signal).diagnose()
+    assert (done.codes, done.findings[0].text) == (["converged"], "The draws are done: 1 chain of 100 epochs.")
     short = MatrixFactorization(4, posterior_samples=2, epochs=30).fit(signal).diagnose()
     assert short.codes == ["still falling"]
     assert "chains of 30 epochs are short" in str(short)
@@ -168,6 +194,11 @@ def at_rest(share: float, n: int = 8) -> list[float]:
         (at_rest(0.01), at_rest(0.01), {"stopped": "time"}, "still falling"),
         (at_rest(0.01), at_rest(0.01), {"stopped": "target"}, "on target"),
         (at_rest(0.01), at_rest(0.01), {"stopped": "interrupted"}, "interrupted"),
+        ([0.94] * 13, None, {"over_auto": 2.1}, "reg too large"),  # 0.95 with biases only
+        ([0.94] * 13, None, {"over_auto": 1.9}, "converged"),
+        ([0.92] * 13, None, {"over_auto": 2.1}, "converged"),
+        (at_rest(0.0), None, {"target": 0.35}, "off target"),  # 0.6² = 0.36
+        (at_rest(0.0), None, {"target": 0.35, "stopped": "target"}, "on target"),
         ([*at_rest(0.0)] * 8, None, {"chain": 100}, "converged"),
         ([*at_rest(0.0)] * 8, None, {"chain": 99}, "still falling"),
     ],
