@@ -38,13 +38,13 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
     """
     if not callable(is_set):
         raise ParameterError(f"is_set is {is_set!r}; it is a function of an array of values, as distmf.non_negative")
-    kinds = f"give a path, a glob, a table or a matrix as ratings; this is a {type(ratings).__name__}"
+    kinds = f"give a path, a glob, a table or a matrix as ratings; this is of type {type(ratings).__name__}"
     try:
         matrix = np.asarray(ratings)
     except ValueError as err:
-        raise RatingsError(f"{kinds} with rows of different lengths") from err
+        raise RatingsError(f"{kinds}, with rows of different lengths") from err
     if matrix.ndim != 2:
-        raise RatingsError(f"{kinds}, and a matrix of ratings has 2 dimensions, this has {matrix.ndim}")
+        raise RatingsError(kinds if not matrix.ndim else f"{kinds}, a matrix has 2 dimensions, this has {matrix.ndim}")
     if matrix.dtype.kind not in "iuf":
         raise RatingsError(f"the matrix has entries of type {matrix.dtype.name}; a matrix of numbers is needed")
     matrix = matrix.astype(np.float64)

@@ -300,7 +300,7 @@ class _Lines(NamedTuple):
         """Return what a first line says."""
         delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
         if delimiter is None:
-            raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}")
+            raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}; put commas between")
         fields = head.split(delimiter)
         if len(fields) < 3:
             raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
