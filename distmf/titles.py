@@ -51,7 +51,9 @@ def read_titles(
         try:
             found |= dict(zip(items.cast(ids).to_pylist(), titles.to_pylist(), strict=True))
         except pa.ArrowInvalid as err:
-            raise RatingsError(f"{where}: there are items that are no {ids}, as the model's ids are") from err
+            raise RatingsError(
+                f"{where}: there are items that are no {ids}, as the model's ids are; name their column by --item"
+            ) from err
     return {id_: text for id_, text in found.items() if text}
 
 
@@ -61,7 +63,7 @@ def _of_parquet(file: Any, where: str, item: str | None, title: str | None) -> t
             columns = _columns(parquet.schema_arrow.names, where, item, title)
             table = parquet.read(columns)
     except pa.ArrowInvalid as err:
-        raise RatingsError(f"{where} cannot be read as Parquet: {one_line(err)}") from err
+        raise RatingsError(f"{where} cannot be read as Parquet: {one_line(err)}; write it again") from err
     return table[columns[0]].combine_chunks(), table[columns[1]].combine_chunks().cast(pa.string())
 
 
@@ -75,7 +77,7 @@ def _of_text(file: Any, where: str, item: str | None, title: str | None) -> tupl
     delimiter = next((mark for mark in DELIMITERS if lines and mark in lines[0]), None)
     if delimiter is None:
         raise RatingsError(
-            f"{where}: items and titles need a column each; its first line is {''.join(lines[:1])[:80]!r}"
+            f"{where}: items and titles need a column each, with commas between; its first line is {''.join(lines[:1])[:80]!r}"
         )
     rows = (
         [line.split(delimiter) for line in lines]
@@ -90,7 +92,9 @@ def _of_text(file: Any, where: str, item: str | None, title: str | None) -> tupl
         places = [0, 1]
     for row in rows:
         if len(row) <= max(places):
-            raise RatingsError(f"{where}: there is no title in the line that begins with {delimiter.join(row)[:80]!r}")
+            raise RatingsError(
+                f"{where}: there is no title in the line that begins with {delimiter.join(row)[:80]!r}; mend it"
+            )
     items, titles = ([row[place].strip() for row in rows] for place in places)
     return pc.utf8_trim_whitespace(pa.array(items, pa.string())), pa.array(titles, pa.string())
 

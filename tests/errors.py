@@ -284,7 +284,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf evaluate model ratings --ranking 5 --relevant 9": PROBLEM,
         "distmf evaluate clicks-model test.parquet": PROBLEM,
         "mf = distmf.load('model')\ndistmf.evaluate_ranking(mf, 'ratings', 0)": PARAMETER,
-        "distmf.evaluate('model', 'test.parquet')": PARAMETER,
+        "distmf.evaluate('nowhere', 'test.parquet')": STORE,
+        "distmf.evaluate(3, 'test.parquet')": PARAMETER,
         "mf = distmf.load('model')\ndistmf.evaluate(mf, 'test.parquet', rting='stars')": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\ndistmf.evaluate(mf, 'test.parquet')": NOT_FITTED,
     },
@@ -331,6 +332,18 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf export model folder": PROBLEM,
         "distmf export model model/v": PROBLEM,
         "distmf.export('model', 'v', 'csv')": PARAMETER,
+    },
+    "Reporting": {
+        "distmf report nowhere": PROBLEM,
+        "distmf report model --item number": USAGE,
+        "distmf report model --titles nowhere.csv": PROBLEM,
+        "distmf report model --titles prose.csv": PROBLEM,
+        "distmf report model --titles cut.parquet": PROBLEM,
+        "distmf report model --titles cut-titles.csv": PROBLEM,
+        "distmf report model --titles strange-titles.csv": PROBLEM,
+        "distmf report model --titles names.csv --title how": PROBLEM,
+        "distmf report model -o folder": PROBLEM,
+        "mf = distmf.MatrixFactorization(4)\ndistmf.report(mf, 'report.html')": NOT_FITTED,
     },
     "Ratings made up": {
         "distmf.datasets.planted_ratings('p', n_ratings=0, n_users=3, n_items=3)": PARAMETER,
@@ -503,6 +516,8 @@ def _write_text(folder: Path) -> None:
         "pairs.csv": ["user_id,item_id", "1,2"],
         "names.csv": ["who,what,how", "1,2,3"],
         "no-bytes.csv": [],
+        "cut-titles.csv": ["item_id,title", "1,Alien", "2"],
+        "strange-titles.csv": ["item_id,title", "tt0078748,Alien"],
     }
     (folder / "texts").mkdir()
     texts |= {"texts/1.csv": [head, *rows], "texts/2.csv": [head, "u1,2,3"]}

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "halving: all candidates diverge; look for ratings of very": (
         "test_tuning.py::test_tune__says_so_if_the_defaults_diverge_or_all"
     ),
+    "html_report: a report needs Bokeh: pip install 'distmf[report]'": ("test_report.py::test_report__refuses"),
     "lock: …: somebody removed …, so another driver may": (
         "test_lock.py::test_check__finds_that_another_driver_took_over"
     ),

@@ -119,7 +119,7 @@ def test_evaluate__on_a_cluster_is_the_same(folder: Path, tmp_path: Path) -> Non
 
 
 def test_evaluate__refuses_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"there is no distmf model here: model\.json is missing"):
+    with pytest.raises(StoreError, match=r"no distmf model here, model\.json is missing"):
         evaluate(tmp_path, tmp_path / "t.parquet")
 
 
