@@ -77,7 +77,8 @@ def _of_text(file: Any, where: str, item: str | None, title: str | None) -> tupl
     delimiter = next((mark for mark in DELIMITERS if lines and mark in lines[0]), None)
     if delimiter is None:
         raise RatingsError(
-            f"{where}: items and titles need a column each, with commas between; its first line is {''.join(lines[:1])[:80]!r}"
+            f"{where}: items and titles need a column each, with commas between; its first line is "
+            f"{''.join(lines[:1])[:80]!r}"
         )
     rows = (
         [line.split(delimiter) for line in lines]

@@ -1,6 +1,6 @@
 """Block and train ratings that are larger than the memory that this process may use, and stay within it.
 
-    python examples/larger_than_memory.py                                       # 20 million ratings in 450 MiB
+    python examples/larger_than_memory.py                                       # 20 million ratings in 350 MiB
     python examples/larger_than_memory.py --ratings 1e9 --memory 2GiB --folder /somewhere/with/space
 
 The ratings are made up, of known factors plus noise, so that the best possible error is known. What blocking and
@@ -42,7 +42,7 @@ def main() -> None:
     """Make ratings, block them, train, and compare memory and error with what was planned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=float, default=2e7, help="how many (default: 2e7)")
-    parser.add_argument("--memory", default="450 MiB", help="that this process may use (default: 450 MiB)")
+    parser.add_argument("--memory", default="350 MiB", help="that this process may use (default: 350 MiB)")
     parser.add_argument("--rank", type=int, default=32, help="latent factors (default: 32)")
     parser.add_argument("--epochs", type=int, default=5, help="passes over the ratings (default: 5)")
     parser.add_argument("--folder", type=Path, help="where there is space for it (default: where temporary files go)")

@@ -229,7 +229,7 @@ def test_report__command(mf: MatrixFactorization, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, [*words, "--title", "x"]).exit_code == 2
     none = CliRunner().invoke(main, ["report", str(tmp_path), "-o", out])
     assert none.exit_code == 1
-    assert "there is no distmf model here" in none.stderr
+    assert "no distmf model here" in none.stderr
 
 
 def test_maps__stay_light(mf: MatrixFactorization, tmp_path: Path) -> None:
