@@ -475,14 +475,7 @@ def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: 
 @main.command()
 @click.argument("model", shell_complete=complete_folder)
 @click.argument("out", shell_complete=complete_folder)
-@click.option(
-    "--format",
-    "kind",
-    type=Choice(FORMATS),
-    default="parquet",
-    show_default=True,
-    help="Tables of ids and vectors, or arrays of each.",
-)
+@click.option("--format", "kind", type=Choice(FORMATS), default="parquet", show_default=True, help="Of the files.")
 @output_options
 def export(model: str, out: str, kind: Format, as_json: bool, quiet: bool) -> None:
     """Write vectors for an index of nearest neighbours.

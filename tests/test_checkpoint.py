@@ -210,7 +210,7 @@ def test_checkpoint__is_not_overwritten_without_resume(blocks: distmf.Blocks, tm
     with pytest.raises(ValueError, match="checkpoint_every needs a checkpoint"):
         MatrixFactorization(**OPTIONS).fit(blocks, checkpoint_every=2)
     for inside in blocks.path, f"{blocks.path}/c":
-        with pytest.raises(StoreError, match="is the same folder, or one is in the other"):
+        with pytest.raises(StoreError, match="are the same folder, or one is in the other"):
             MatrixFactorization(**OPTIONS).fit(blocks, checkpoint=inside)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("precious")

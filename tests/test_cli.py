@@ -437,7 +437,7 @@ def test_train__takes_losses_bounds_weights_and_pairs(folder: Path, tmp_path: Pa
         (("--reg", "1,2,3"), 2, "more than two numbers"),
         (("--reg", "1,x"), 2, "'x' is not a valid FLOAT[,FLOAT]|auto"),
         (("--l1-reg", "auto"), 2, "'auto' is not a valid FLOAT[,FLOAT]"),
-        (("--nonnegative", "--posterior-samples", 2), 2, "leave nonnegative out, or posterior_samples"),
+        (("--nonnegative", "--posterior-samples", 2), 2, "leave out nonnegative (--nonnegative) or posterior_samples"),
     ],
 )
 def test_train__refuses_losses_in_words(

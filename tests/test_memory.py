@@ -250,7 +250,9 @@ def test_portions__take_less_where_there_is_less() -> None:
     some = Portions().within(parse_bytes("4 GiB"), 2, 10**9)
     assert 10**9 < some.kept < blocking_bytes(some, 0, 0, 2).total < parse_bytes("4 GiB")
     assert Portions().within(parse_bytes("400 MiB"), 2, 10**9).kept == 0
-    with pytest.raises(MemoryBudgetError, match=r"--threads 2 needs at least \d+\.\d MiB .*, but it may use 150\.0"):
+    with pytest.raises(
+        MemoryBudgetError, match=r"blocking in 2 threads needs at least \d+\.\d MiB .*, but it may use 150\.0"
+    ):
         Portions().within(parse_bytes("150 MiB"), 2)
 
 
@@ -289,7 +291,7 @@ def test_block_and_fit__refuse_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(MemoryBudgetError, match="but it may use 100.0 MiB"):
         mf.fit(blocks, memory="100 MiB", checkpoint=tmp_path / "c")
     assert not (tmp_path / "c").exists()
-    with pytest.raises(ValueError, match="'plenty' is not an amount of memory"):
+    with pytest.raises(ValueError, match="memory is 'plenty', which is not an amount of memory"):
         mf.fit(blocks, memory="plenty")
     done = subprocess.run(
         [sys.executable, "-m", "distmf", "train", tmp_path / "b", tmp_path / "m", "--memory", "100MiB"],

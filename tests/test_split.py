@@ -162,7 +162,7 @@ def test_split__refuses(table: pa.Table, tmp_path: Path) -> None:
     with pytest.raises(RatingsError, match="of 1 rating none would be to test with"):
         split(single, tmp_path / "a", by="user")
     nulls = table.set_column(3, "timestamp", pa.array([None, *table["timestamp"].to_pylist()[1:]]))
-    with pytest.raises(RatingsError, match="column 'timestamp' has 1 null time"):
+    with pytest.raises(RatingsError, match="column 'timestamp' has 1 null time;"):
         split(nulls, tmp_path / "a", by="last")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine").write_text("")

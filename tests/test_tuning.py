@@ -222,7 +222,7 @@ def test_tune__refuses_what_it_cannot_tune(blocks: distmf.Blocks, tmp_path: Path
     for ratings, options in (whole, {}), (source, {"holdout": 0.0}):
         with pytest.raises(RatingsError, match=r"nothing is held out .* with holdout=0.1 \(--holdout 0.1\)"):
             tune(ratings, **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ranks is empty"):
+    with pytest.raises(ValueError, match=r"ranks is \[\]; it is a list of values to try"):
         tune(blocks, ranks=[])
     with pytest.raises(ValueError, match="rank is 0; it is a whole number, from 1 to"):
         tune(blocks, ranks=[4, 0])

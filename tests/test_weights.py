@@ -104,10 +104,10 @@ def test_fit__is_the_same_with_all_weights_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0, None, 1.0], "column 'w' has 1 null weights"),
-        ([1.0, -1.0, -2.0], "column 'w' has 2 weights that are not above 0"),
-        ([1.0, float("nan"), 1.0], "column 'w' has 1 NaN weights"),
-        ([0.0, 1.0, 0.0], "column 'w' has 2 weights that are not above 0"),
+        ([1.0, None, 1.0], "column 'w' has 1 null weight;"),
+        ([1.0, -1.0, -2.0], "column 'w' has 2 weights not above 0"),
+        ([1.0, float("nan"), 1.0], "column 'w' has 1 NaN weight;"),
+        ([0.0, 1.0, 0.0], "column 'w' has 2 weights not above 0"),
         (["a", "b", "c"], "column 'w' has type string; weights must be numbers"),
     ],
 )
