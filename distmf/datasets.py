@@ -46,7 +46,7 @@ class Planted:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If an argument is out of its range.
     """
 
@@ -166,7 +166,7 @@ def planted_ratings(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If an argument is out of its range.
     StoreError
         If `path` exists and is not an empty folder.
