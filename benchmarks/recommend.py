@@ -106,7 +106,7 @@ def main() -> None:
         )
         return
     ids, among = pa.array(np.arange(options.users)), np.arange(options.items)
-    searches = {"distmf": lambda: model.recommend(ids, n, None, "mean", among).item_ids}
+    searches = {"distmf": lambda: model.recommend(ids, n, None, "mean", model.catalogue(among)).item_ids}
     if find_spec("implicit") is not None:
         searches["implicit"] = search_of_implicit(model, n, threads)
     print(machine())

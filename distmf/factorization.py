@@ -1,6 +1,5 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
-import inspect
 import logging
 import math
 from pathlib import Path
@@ -10,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.arguments import check_choice, check_names, check_whole, did_you_mean, names_checked
+from distmf.arguments import check_choice, check_names, check_whole, names_checked
 from distmf.blocking import block_ratings, blocks_of
 from distmf.blocks import Blocks, forget, open_blocks
 from distmf.buffers import give_back_idle_memory
 from distmf.choices import BOUNDS, Bound
 from distmf.diagnosis import Diagnosis, diagnose
 from distmf.errors import NotFittedError, ParameterError
+from distmf.estimator import Estimator
 from distmf.folding import fold_in
 from distmf.history import History, Stopped
 from distmf.kernel import Pair
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 EPOCHS, EPOCHS_OF_CHAIN = 15, 200
 
 
-class MatrixFactorization:
+class MatrixFactorization(Estimator):
     """Biased matrix factorization, trained by stratified SGD.
 
     The prediction is r̂(u, i) = μ + b_u + b_i + p_u·q_i, and training minimises::
@@ -158,43 +158,6 @@ class MatrixFactorization:
         self.posterior_samples = posterior_samples
         self.seed = seed
         self._model: Model | None = None
-
-    def __repr__(self) -> str:
-        parameters = inspect.signature(type(self)).parameters
-        given = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
-        return f"MatrixFactorization({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return what the constructor was given, by name, as estimators of scikit-learn do.
-
-        Parameters
-        ----------
-        deep : bool
-            Without effect: no parameter is an estimator.
-        """
-        return {name: getattr(self, name) for name in HYPERPARAMETERS}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters of the constructor by name, and return the estimator itself.
-
-        Raises
-        ------
-        ParameterError
-            If there is no parameter of a name.
-        """
-        for name, value in params.items():
-            if name not in HYPERPARAMETERS:
-                hint = did_you_mean(name, HYPERPARAMETERS) or f"; there are {', '.join(HYPERPARAMETERS)}"
-                raise ParameterError(f"there is no parameter {name!r}{hint}")
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        """Say to scikit-learn what this is; only scikit-learn asks."""
-        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags  # noqa: PLC0415 (not a dependency)
-
-        inputs = InputTags(string=True)
-        return Tags("regressor", TargetTags(required=True), None, None, RegressorTags(), input_tags=inputs)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a trained model."""
@@ -601,8 +564,8 @@ class MatrixFactorization:
         check_choice("bound", bound, BOUNDS)
         check_whole("n", n)
         reader = None if exclude is None else RatedReader(open_blocks(exclude), self.model_.items.map)
-        places = self.model_.items_among(among, without)
-        found = self.model_.recommend(user_ids, n, reader, bound, places)
+        items = self.model_.catalogue(self.model_.items_among(among, without))
+        found = self.model_.recommend(user_ids, n, reader, bound, items)
         return Recommendations(found.item_ids[0], found.scores[0]) if _is_single(user_ids) else found
 
     def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
@@ -668,7 +631,7 @@ class MatrixFactorization:
             model.save(folder, checked(self.hyperparameters))
 
 
-HYPERPARAMETERS = tuple(inspect.signature(MatrixFactorization).parameters)
+HYPERPARAMETERS = MatrixFactorization.parameter_names()
 
 
 def load(path: str | Path) -> MatrixFactorization:

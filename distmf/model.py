@@ -79,6 +79,13 @@ class Predictions(NamedTuple):
     stds: Float32 | None
 
 
+class Catalogue(NamedTuple):
+    """Items that may be recommended: their positions, ascending, and how they are searched."""
+
+    among: npt.NDArray[np.int64]
+    panels: Panels
+
+
 class RatedReader:
     """Which items some users have rated, read from blocks.
 
@@ -259,27 +266,23 @@ class Model(NamedTuple):
         n: int,
         reader: RatedReader | None,
         bound: Bound,
-        among: npt.NDArray[np.int64],
+        items: Catalogue,
     ) -> Recommendations:
-        """Return the `n` best items of each user by some bound, without those that a reader finds rated.
-
-        `among` has the positions, ascending, of items that may be recommended.
-        """
+        """Return the `n` best items of each user by some bound, without those that a reader finds rated."""
         encoded = as_ids(user_ids, self.users.ids.type, "user").dictionary_encode()
         ids, inverse = encoded.dictionary, encoded.indices.to_numpy()
         # Users who lie together in the blocks are served together.
         order = np.arange(len(ids)) if reader is None else np.argsort(reader.users.numbers(ids))
-        panels = Panels(self.items.factors[among], self.items.biases[among])
-        n = min(n, len(among))
+        n = min(n, len(items.among))
         best, scores = np.empty((len(ids), n), dtype=np.int64), np.empty((len(ids), n), dtype=np.float32)
         at_once = max(1, SCORES_AT_ONCE // len(self.items.ids)) if BOUNDS[bound] else USERS_AT_ONCE
         for begin in range(0, len(ids), at_once):
             some = order[begin : begin + at_once]
             users = ids.take(pa.array(some))
             rows = self.users.map.numbers(users)
-            rated = None if reader is None else reader.rated(users, among)
-            best[some], scores[some] = self._best(rows, n, rated, bound, among, panels)
-        return self._recommendations(best[inverse], scores[inverse], among)
+            rated = None if reader is None else reader.rated(users, items.among)
+            best[some], scores[some] = self._best(rows, n, rated, bound, items)
+        return self._recommendations(best[inverse], scores[inverse], items)
 
     def ranked(
         self,
@@ -287,18 +290,19 @@ class Model(NamedTuple):
         n: int,
         rated: Rated | None,
         bound: Bound,
-        among: npt.NDArray[np.int64],
-        panels: Panels,
+        items: Catalogue,
     ) -> Recommendations:
-        """Return the `n` best items for the users at some positions, -1 for an unseen one; `panels` are of `among`."""
-        return self._recommendations(*self._best(rows, min(n, len(among)), rated, bound, among, panels), among)
+        """Return the `n` best items for the users at some positions, -1 for an unseen one."""
+        return self._recommendations(*self._best(rows, min(n, len(items.among)), rated, bound, items), items)
 
-    def _recommendations(
-        self, best: npt.NDArray[np.int64], scores: Float32, among: npt.NDArray[np.int64]
-    ) -> Recommendations:
+    def _recommendations(self, best: npt.NDArray[np.int64], scores: Float32, items: Catalogue) -> Recommendations:
         is_left = np.isfinite(scores)
         scores[is_left] = self._rated(scores[is_left], clip=True)
-        return Recommendations(self.items.ids.to_numpy(zero_copy_only=False)[among[best]], scores)
+        return Recommendations(self.items.ids.to_numpy(zero_copy_only=False)[items.among[best]], scores)
+
+    def catalogue(self, among: npt.NDArray[np.int64]) -> Catalogue:
+        """Return the items at some positions, ready to be searched."""
+        return Catalogue(among, Panels(self.items.factors[among], self.items.biases[among]))
 
     def items_among(self, among: Any, without: Any) -> npt.NDArray[np.int64]:
         """Return the positions, ascending, of the items that may be recommended: of `among`, but not of `without`.
@@ -327,17 +331,16 @@ class Model(NamedTuple):
         n: int,
         rated: Rated | None,
         bound: Bound,
-        among: npt.NDArray[np.int64],
-        panels: Panels,
+        items: Catalogue,
     ) -> tuple[npt.NDArray[np.int64], Float32]:
-        """Return the places in `among` and the scores of the best items for users at some positions."""
+        """Return the places in the catalogue and the scores of the best items for users at some positions."""
         if BOUNDS[bound]:
             scores = self.scores(rows) + np.float32(BOUNDS[bound]) * self.stds(rows)
-            scores = scores[:, among]
+            scores = scores[:, items.among]
             if rated is not None:
                 scores[np.repeat(np.arange(len(rows)), np.diff(rated.begins)), rated.items] = -np.inf
             return top(scores, n)
-        best, scores = panels.best(rows_at(self.users.factors, rows), n, rated)
+        best, scores = items.panels.best(rows_at(self.users.factors, rows), n, rated)
         scores += (rows_at(self.users.biases, rows) + np.float32(self.global_bias))[:, None]
         return best, scores
 

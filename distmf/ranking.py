@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from distmf.engines import open_engine
 from distmf.errors import RatingsError
 from distmf.factorization import MatrixFactorization, model_of
 from distmf.heldout import Numbers, Places, known_items, on_engine, open_heldout, places_of, read
-from distmf.model import Model, RatedReader
+from distmf.model import Catalogue, Model, RatedReader
 from distmf.ratings import Ratings
 from distmf.sides import as_ids
 
@@ -114,12 +114,11 @@ def evaluate_ranking(
         chunks = np.split(places, range(USERS_AT_ONCE, len(places), USERS_AT_ONCE))
         ends = [np.searchsorted(users, [some[0], some[-1] + 1]) for some in chunks]
         lists: list[tuple[Any, ...]] = [
-            (n, items_among, some, users[first:last], items[first:last])
-            for some, (first, last) in zip(chunks, ends, strict=True)
+            (n, some, users[first:last], items[first:last]) for some, (first, last) in zip(chunks, ends, strict=True)
         ]
-        prepare_reader = partial(_reader, blocks)
+        prepare_search = partial(_search, blocks, items_among)
         judged = on_engine(
-            engine, model, "ranking", prepare_reader, _judged, lists, [len(some) for some in chunks], "users"
+            engine, model, "ranking", prepare_search, _judged, lists, [len(some) for some in chunks], "users"
         )
     sums = sum(part for part, _ in judged)
     listed = functools.reduce(np.union1d, (places for _, places in judged))
@@ -164,15 +163,23 @@ def _pairs(batches: Iterable[tuple[Numbers, Numbers, pa.Array]]) -> tuple[Number
     return pairs[0], pairs[1]
 
 
-def _reader(blocks: Blocks | None, model: Model) -> RatedReader | None:
-    return None if blocks is None else RatedReader(blocks, model.items.map, ("train",))
+class _Search(NamedTuple):
+    """What lists are made with: what is left out of them, and the items that may be in them."""
+
+    reader: RatedReader | None
+    items: Catalogue
+
+
+def _search(blocks: Blocks | None, among: Numbers, model: Model) -> _Search:
+    reader = None if blocks is None else RatedReader(blocks, model.items.map, ("train",))
+    return _Search(reader, model.catalogue(among))
 
 
 def _judged(
-    model: Model, reader: RatedReader | None, n: int, among: Numbers, some: Numbers, users: Numbers, items: Numbers
+    model: Model, search: _Search, n: int, some: Numbers, users: Numbers, items: Numbers
 ) -> tuple[npt.NDArray[np.float64], Numbers]:
     """Return sums over some users of the worth of their lists, given what each of them liked; and what is in them."""
-    best = model.recommend(model.users.ids.take(pa.array(some)), n, reader, "mean", among)
+    best = model.recommend(model.users.ids.take(pa.array(some)), n, search.reader, "mean", search.items)
     found = model.items.map.numbers(as_ids(best.item_ids.ravel(), model.items.ids.type, "item"))
     found = np.where(np.isfinite(best.scores), found.reshape(best.scores.shape), -1)
     return _sums(some, found, users, items, n), np.unique(found[found >= 0])

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmf.arguments import check_choice, check_whole, names_checked
-from distmf.best import Panels, Rated
+from distmf.best import Rated
 from distmf.blocks import PARTS, Blocks, open_blocks
 from distmf.choices import BOUNDS, Bound
 from distmf.engines import check_storage, open_engine
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
-from distmf.model import ITEMS, USERS, Model, check_users
+from distmf.model import ITEMS, USERS, Catalogue, Model, check_users
 from distmf.model import KIND as MODEL
 from distmf.sides import Side, as_ids
 from distmf.store import Folder, Kind, refuse_nested
@@ -190,11 +190,10 @@ def _items(place: Folder, checksum: int) -> tuple[Model, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _panels(work: Work) -> tuple[Numbers, Panels]:
-    """Return the positions of the items that may be recommended, and how they are searched; kept by each process."""
+def _catalogue(work: Work) -> Catalogue:
+    """Return the items that may be recommended; kept by each process."""
     among = np.frombuffer(work.folder.read(f"{PLACES}/items"), dtype=np.int64)
-    items = _items(work.model, work.checksum)[0].items
-    return among, Panels(items.factors[among], items.biases[among])
+    return _items(work.model, work.checksum)[0].catalogue(among)
 
 
 def _places_of(
@@ -240,18 +239,18 @@ def _recommend(work: Work, part: int, offsets: list[list[int]]) -> int:
     """Write the best items of the users of a partition; return how many rows there are."""
     begin, end = work.begins[part : part + 2]
     wanted = np.flatnonzero(np.frombuffer(work.folder.read(f"{PLACES}/wanted", begin, end - begin), dtype=np.bool_))
-    (model, rank), (among, panels) = _items(work.model, work.checksum), _panels(work)
+    (model, rank), items = _items(work.model, work.checksum), _catalogue(work)
     with work.model.parquet(USERS) as parquet:
         table = parquet.read_row_group(part, use_threads=False)
     users = Side.from_table(table.take(pa.array(wanted)), rank)
-    rated = _rated(work, part, offsets, wanted, among) if offsets else None
-    return _write(work, part, model._replace(users=users), np.arange(len(wanted)), users.ids, rated, among, panels)
+    rated = _rated(work, part, offsets, wanted, items.among) if offsets else None
+    return _write(work, part, model._replace(users=users), np.arange(len(wanted)), users.ids, rated, items)
 
 
 def _recommend_unseen(work: Work, part: int, ids: pa.Array) -> int:
     """Write the best items of users that the model does not have."""
-    (model, _), (among, panels) = _items(work.model, work.checksum), _panels(work)
-    return _write(work, part, model, np.full(len(ids), -1), ids, None, among, panels)
+    (model, _), items = _items(work.model, work.checksum), _catalogue(work)
+    return _write(work, part, model, np.full(len(ids), -1), ids, None, items)
 
 
 def _rated(work: Work, part: int, offsets: list[list[int]], wanted: Numbers, among: Numbers) -> Rated:
@@ -273,10 +272,9 @@ def _write(
     rows: Numbers,
     ids: pa.Array,
     rated: Rated | None,
-    among: Numbers,
-    panels: Panels,
+    items: Catalogue,
 ) -> int:
-    found = model.ranked(rows, work.n, rated, work.bound, among, panels)
+    found = model.ranked(rows, work.n, rated, work.bound, items)
     schema = pa.schema(
         {"user_id": ids.type, "item_id": model.items.ids.type, "score": pa.float32(), "rank": pa.int32()}
     )

@@ -16,8 +16,8 @@ PACKAGE = Path(distmf.__file__).parent
 
 # Modules may import those on the lines above them, and from their own line what stands further left.
 LEVELS = """
-errors version choices arguments clock sizes buffers progress watching cache process filesystem engine encoding losses
-lanes compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
+errors version choices arguments estimator clock sizes buffers progress watching cache process filesystem engine
+encoding losses lanes compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
 ids moments residuals schedule ratings matrix factors lock engines diagnosis
 numbering names
 blocks jobs reading
