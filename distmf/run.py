@@ -68,13 +68,16 @@ class Run(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a JSON file."""
-        return {**self._asdict(), "residuals": self.residuals and self.residuals.to_json()}
+        residuals = self.residuals and self.residuals.to_json()
+        columns = {name: [visit[name] for visit in self.visits] for name in (self.visits or [{}])[0]}
+        return {**self._asdict(), "residuals": residuals, "visits": columns}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
         """Return what `to_json` wrote."""
-        residuals = saved["residuals"]
-        return cls(**{**saved, "residuals": residuals and Residuals.from_json(residuals)})
+        residuals, columns = saved["residuals"], saved["visits"]
+        visits = [dict(zip(columns, visit, strict=True)) for visit in zip(*columns.values(), strict=True)]
+        return cls(**{**saved, "residuals": residuals and Residuals.from_json(residuals), "visits": visits})
 
 
 def now() -> str:
@@ -107,8 +110,8 @@ def timetable(training: Training, epoch: int, visits: Sequence[Visit]) -> list[d
             "subepoch": subepochs[BlockKey(visit.row, visit.col)],
             "row": visit.row,
             "col": visit.col,
-            "begin": visit.begin - start,
-            "end": visit.begin - start + visit.seconds,
+            "begin": round(visit.begin - start, 6),
+            "end": round(visit.begin - start + visit.seconds, 6),
             "process": visit.process,
             "thread": visit.thread,
         }
