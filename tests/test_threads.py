@@ -77,7 +77,7 @@ def test_run__raises_when_nothing_is_under_way_any_more(where: str) -> None:
 
 
 def test_thread_engine__needs_a_thread() -> None:
-    with pytest.raises(ValueError, match="threads is 0; at least 1 is needed"):
+    with pytest.raises(ValueError, match="threads is 0; it is a whole number, at least 1"):
         ThreadEngine(0)
 
 
