@@ -24,7 +24,7 @@ import pyarrow as pa
 from distmf.buffers import empty_bytes
 from distmf.cache import ByteCache
 from distmf.encoding import Encoding
-from distmf.errors import StoreError
+from distmf.errors import ParameterError, StoreError
 from distmf.grid import BlockKey, Shape, offset_dtype
 from distmf.kernel import GROUP_SIZES, Ratings
 from distmf.moments import Moments
@@ -131,7 +131,7 @@ class Layout(NamedTuple):
         return math.prod(self.tiles(key)) * len(GROUP_SIZES) * np.dtype(np.uint32).itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Blocks:
     """Ratings blocked into a grid on disk; what `block_ratings` returns and `fit` trains on.
 
@@ -158,6 +158,11 @@ class Blocks:
     rating_range: tuple[float, float]
     settings: dict[str, Any]
     checksums: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        what = f"{self.n_ratings:,} ratings of {self.n_items:,} items by {self.n_users:,} users"
+        grid = f"{self.shape.rows} × {self.shape.cols} blocks"
+        return f"<Blocks {self.path}: {what}, {self.n_holdout:,} held out, {grid}>"
 
     @property
     def path(self) -> str:
@@ -345,11 +350,18 @@ def open_blocks(path: Blocks | str | Path) -> Blocks:
 
     Raises
     ------
+    ParameterError
+        If ratings are given that are no blocks.
     StoreError
         If there are none, or of another version, or the manifest is damaged.
     """
     if isinstance(path, Blocks):
         return path
+    if not isinstance(path, str | Path):
+        raise ParameterError(
+            f"blocks, or a folder of them, are needed; this is of type {type(path).__name__}: distmf.block_ratings "
+            "makes blocks of it"
+        )
     folder = Folder.at(path)
     manifest = folder.read_manifest(KIND)
     layout = Layout(

@@ -357,6 +357,7 @@ def evaluate(
 )
 @column_options
 @rating_option
+@weight_option
 @click.option("--time", metavar="COLUMN", help="Column of the times, for --by last.  [default: as it is called]")
 @seed_option
 @threads_option

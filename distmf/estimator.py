@@ -17,7 +17,8 @@ class Estimator:
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
-        given = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
+        default = {name: repr(parameter.default) for name, parameter in parameters.items()}
+        given = {name: value for name, value in self.get_params().items() if repr(value) != default[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

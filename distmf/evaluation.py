@@ -19,7 +19,16 @@ from distmf.residuals import COUNTS, Bucket, Residuals, buckets, buckets_of
 from distmf.sizes import counted
 
 INTERVALS = {"within_50": 0.6745, "within_90": 1.6449}  # standard deviations to either side of the prediction
+TENTHS = 10
 LEAST_PROBABILITY = 1e-7  # of what did happen, in the log loss: float32 does not tell smaller ones from 0
+
+
+class Chance(TypedDict):
+    """Pairs whose probability of the higher value was predicted to be much the same: in the mean, and what came."""
+
+    n: int
+    predicted: float
+    observed: float
 
 
 class Evaluation(TypedDict):
@@ -30,6 +39,7 @@ class Evaluation(TypedDict):
     n: int
     n_unseen: int
     log_loss: float | None
+    calibration: list[Chance] | None
     within_50: float | None
     within_90: float | None
     by_user_count: list[Bucket]
@@ -69,7 +79,8 @@ def evaluate(
         `rmse` and `mae` over all `n` ratings. `n_unseen` of them have a user or an item that was not trained on; they
         count too, with what is known: the mean, and the bias of the other. `by_user_count` and `by_item_count` have
         the same errors for users and for items of few ratings and of many: each a list of `Bucket`, cold to warm.
-        `log_loss`, of a model of that loss: the mean of −log of the probability of what was rated. `within_50` and
+        `log_loss`, of a model of that loss: the mean of −log of the probability of what was rated; and `calibration`,
+        for each tenth of the probabilities that were predicted, how often it came so. `within_50` and
         `within_90`, of a model with `posterior_samples`: shares of the ratings that lie in the interval that is to
         hold 50 % and 90 % of them. What a model has not is None.
 
@@ -89,7 +100,7 @@ def evaluate(
         parts = on_engine(engine, model, "evaluating", prepare, _sums, calls, heldout.sizes)
     found = _Sums.none()
     for part in parts:
-        found = _Sums(found.residuals + part.residuals, found.others + part.others)
+        found = _Sums(*(own + more for own, more in zip(found, part, strict=True)))
     residuals, (n_unseen, log_loss, *n_within) = found.residuals, found.others.tolist()
     within_50, within_90 = (None if known.noise_std is None else count / residuals.n for count in n_within)
     return {
@@ -98,6 +109,7 @@ def evaluate(
         "n": residuals.n,
         "n_unseen": int(n_unseen),
         "log_loss": log_loss / residuals.n if _is_logistic(known) else None,
+        "calibration": _calibration(found.chances) if _is_logistic(known) else None,
         "within_50": within_50,
         "within_90": within_90,
         "by_user_count": buckets(residuals.by_user),
@@ -120,6 +132,10 @@ def _errors(found: Evaluation) -> list[str]:
         ", ".join(
             f"{100 * share:.1f} % within the {width} % interval" for width, share in shares.items() if share is not None
         ),
+        "predicted and observed: "
+        + ", ".join(f"{chance['predicted']:.2f} {chance['observed']:.2f}" for chance in found["calibration"])
+        if found["calibration"]
+        else "",
     ]
     return [line for line in lines if line]
 
@@ -140,15 +156,34 @@ def _by_count(found: Evaluation) -> list[str]:
     return lines
 
 
+def _calibration(chances: npt.NDArray[np.float64]) -> list[Chance]:
+    return [
+        {"n": int(n), "predicted": predicted / n, "observed": observed / n}
+        for n, predicted, observed in chances.tolist()
+        if n
+    ]
+
+
 class _Sums(NamedTuple):
-    """Residuals, and over all ratings: how many are unseen, the log loss, how many are within each interval."""
+    """Sums over ratings.
+
+    Attributes
+    ----------
+    residuals : Residuals
+        Of all.
+    others : float64, shape (4,)
+        How many are unseen, the log loss, how many are within each interval.
+    chances : float64, shape (10, 3)
+        By the probability that was predicted: number, sum of the probabilities, and how many were of the higher value.
+    """
 
     residuals: Residuals
     others: npt.NDArray[np.float64]
+    chances: npt.NDArray[np.float64]
 
     @classmethod
     def none(cls) -> Self:
-        return cls(Residuals.none(), np.zeros(2 + len(INTERVALS)))
+        return cls(Residuals.none(), np.zeros(2 + len(INTERVALS)), np.zeros((TENTHS, 3)))
 
 
 class _Prepared(NamedTuple):
@@ -164,13 +199,18 @@ def _prepared(source: Ratings | Blocks, model: Model) -> _Prepared:
 
 def _sums(model: Model, prepared: _Prepared, source: Ratings | Blocks, part: Any, clip: bool) -> _Sums:
     """Return the sums over a part of the ratings."""
-    residuals, others = found = _Sums.none()
+    residuals, others, chances = found = _Sums.none()
     for batch in read(model, prepared.places, source, part):
         predicted = model.predict_at(batch.rows, batch.cols, clip=clip, with_stds=model.noise_std is not None)
         residuals.add(batch.ratings, predicted.ratings, batch[:2], prepared.buckets, model.rating_range)
         others[0] += np.count_nonzero(predicted.is_unseen)
         if _is_logistic(model):
-            others[1] += _log_loss(model, batch.ratings, predicted.ratings)
+            is_high, predicted_chances = _chances(model, batch.ratings, predicted.ratings)
+            right = np.where(is_high, predicted_chances, 1 - predicted_chances)
+            others[1] -= np.log(np.maximum(right, LEAST_PROBABILITY)).sum()
+            tenths = np.minimum((TENTHS * predicted_chances).astype(np.int64), TENTHS - 1)
+            for column, values in enumerate((None, predicted_chances, is_high)):
+                chances[:, column] += np.bincount(tenths, values, TENTHS)
         if predicted.stds is not None:
             errors = np.abs(batch.ratings - predicted.ratings)
             others[2:] += [np.count_nonzero(errors <= width * predicted.stds) for width in INTERVALS.values()]
@@ -181,8 +221,10 @@ def _is_logistic(model: Model) -> bool:
     return model.normalisation.objective.loss == "logistic"
 
 
-def _log_loss(model: Model, ratings: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32]) -> float:
-    """Return the sum of −log of the probabilities of what was rated."""
+def _chances(
+    model: Model, ratings: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Return which ratings are the higher of two values, and the probability of it that was predicted."""
     assert model.normalisation.interval is not None
     low, high = model.normalisation.interval
     shares = (ratings.astype(np.float64) - low) / (high - low)
@@ -192,6 +234,4 @@ def _log_loss(model: Model, ratings: npt.NDArray[np.float32], predicted: npt.NDA
         raise RatingsError(
             f"the model tells {low:g} from {high:g}, but there is a rating of {other:g}; test it with these two"
         )
-    chances = (predicted.astype(np.float64) - low) / (high - low)
-    right = np.where(is_high == 1, chances, 1 - chances)
-    return float(-np.log(np.maximum(right, LEAST_PROBABILITY)).sum())
+    return is_high == 1, (predicted.astype(np.float64) - low) / (high - low)

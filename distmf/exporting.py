@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from distmf.arguments import check_choice
 from distmf.choices import FORMATS, Format
+from distmf.factorization import saved
 from distmf.model import Model, check_users
 from distmf.sides import Side
 from distmf.store import Folder, Kind, new_folder, refuse_nested
@@ -64,7 +65,7 @@ def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tu
         places, distances = index.knn_query(users[:100], 10)  # ratings are 1 - distances
     """
     check_choice("format", format, FORMATS)
-    place = Folder.at(model)
+    place = saved(model)
     refuse_nested(Folder.at(out), place)
     known, manifest = Model.load_items(place)
     check_users(place, manifest)

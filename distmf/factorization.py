@@ -500,11 +500,12 @@ class MatrixFactorization(Estimator):
         pairs : table, or array of shape (n, 2)
             Users and items, as for `fit` with `y`.
         y : array-like, shape (n,)
-            Their ratings.
+            Their ratings. If they are all the same, R² is 1 for predictions without an error, and else 0.
         """
         ratings = np.asarray(y, dtype=np.float64)
         errors = ratings - self.predict(pairs)
-        return float(1 - (errors @ errors) / np.square(ratings - ratings.mean()).sum())
+        squares, spread = float(errors @ errors), float(np.square(ratings - ratings.mean()).sum())
+        return 1 - squares / spread if spread else float(squares == 0)
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
         """Return for each (user, item) pair whether its user or its item was not trained on.
@@ -667,6 +668,19 @@ def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
     folder = Folder.at(mf)
     folder.read_manifest(KIND)
     return folder
+
+
+def saved(model: Any) -> Folder:
+    """Return the folder of a saved model.
+
+    Raises
+    ------
+    ParameterError
+        If a model is given itself.
+    """
+    if not isinstance(model, str | Path):
+        raise ParameterError(f"model is {model!r}; save it, and give the folder: mf.save('model')")
+    return Folder.at(model)
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

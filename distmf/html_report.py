@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distmf.errors import DistMFError
+from distmf.errors import DistMFError, ParameterError
 from distmf.factorization import MatrixFactorization
 from distmf.store import new_file
+from distmf.titles import read_titles
 
 
-def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, str] | None = None) -> None:
+def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, str] | str | Path | None = None) -> None:
     """Write a report of a trained model: one HTML file that needs nothing else, whole or not at all.
 
     It has the learning curves, errors by size, by rating and by how much is known of users and items, the grid, the
@@ -22,8 +23,9 @@ def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, st
         A trained model.
     path : str or Path
         File or fsspec URL to write; a file that is there is replaced.
-    titles : mapping, optional
-        Titles of items by their ids, to show in the map; ids without one are shown as they are.
+    titles : mapping, str or Path, optional
+        Titles of items by their ids, or a file of them, Parquet or text, to show in the map; ids without one are shown
+        as they are.
 
     Raises
     ------
@@ -31,6 +33,10 @@ def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, st
         Before training.
     DistMFError
         If Bokeh is not installed.
+    ParameterError
+        If `titles` are something else.
+    RatingsError
+        If titles cannot be read.
     StoreError
         If the file cannot be written.
     """
@@ -41,6 +47,13 @@ def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, st
         if (err.name or "").partition(".")[0] != "bokeh":
             raise
         raise DistMFError("a report needs Bokeh: pip install 'distmf[report]'") from err
+    if isinstance(titles, str | Path):
+        titles = read_titles(titles, mf.model_.items.ids.type)
+    if titles is not None and not isinstance(titles, Mapping):
+        raise ParameterError(
+            f"titles are of type {type(titles).__name__}; give a dict of titles by id, or a file: "
+            "dict(zip(frame.item_id, frame.title))"
+        )
     html = page(mf, titles or {})
     with new_file(path) as file:
         file.write(html.encode())

@@ -109,7 +109,7 @@ def evaluate_ranking(
         users, items = _pairs(batch for batches in found for batch in batches)
         if not len(users):
             least = "" if relevant is None else f" from {relevant:g} on; lower relevant (--relevant)"
-            raise RatingsError(f"{source}: no user that was trained on has a rating{least}")
+            raise RatingsError(f"nothing to judge lists by: no user that was trained on has a rating{least}")
         places = np.unique(users)
         chunks = np.split(places, range(USERS_AT_ONCE, len(places), USERS_AT_ONCE))
         ends = [np.searchsorted(users, [some[0], some[-1] + 1]) for some in chunks]

@@ -175,10 +175,7 @@ def open_ratings(source: str | Path, columns: Columns) -> Ratings:
         If there is no file or no rating; a file is not Parquet or is truncated; a column is missing; an id is neither
         an integer nor a string, or not of the type that it has in the other files; a rating is not a number.
     """
-    if len(set(columns.names)) < len(columns.names):
-        raise RatingsError(
-            f"{source}: the columns are {', '.join(map(repr, columns.names))}; users, items and ratings need one each"
-        )
+    check_distinct(columns, str(source))
     fs, path = url_to_fs(source)
     pieces: list[Piece] = []
     types: dict[str, tuple[pa.DataType, str]] = {}  # of each id column: its type, and the file that decided it
@@ -319,6 +316,20 @@ def _next(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | Non
         raise
     except (pa.ArrowException, OSError) as err:
         raise RatingsError(f"{where} cannot be read: {one_line(err)}; the file is damaged, write it again") from err
+
+
+def check_distinct(columns: Columns, source: str) -> None:
+    """Refuse columns of which one is asked for twice.
+
+    Raises
+    ------
+    RatingsError
+        If there are some.
+    """
+    if len(set(columns.names)) < len(columns.names):
+        raise RatingsError(
+            f"{source}: the columns are {', '.join(map(repr, columns.names))}; users, items and ratings need one each"
+        )
 
 
 def check_columns(names: Sequence[str], columns: Columns, file: str) -> None:

@@ -23,6 +23,7 @@ from distmf.best import Rated
 from distmf.blocks import PARTS, Blocks, open_blocks
 from distmf.choices import BOUNDS, Bound
 from distmf.engines import check_storage, open_engine
+from distmf.factorization import saved
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
 from distmf.model import ITEMS, USERS, Catalogue, Model, check_users
@@ -115,7 +116,7 @@ def recommend_all(
     """
     check_whole("n", n)
     check_choice("bound", bound, BOUNDS)
-    place = Folder.at(model)
+    place = saved(model)
     blocks = None if exclude is None else open_blocks(exclude)
     refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))
     manifest = place.read_manifest(MODEL)

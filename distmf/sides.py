@@ -16,7 +16,7 @@ from distmf.best import Panels, Rated
 from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
-from distmf.filesystem import is_local
+from distmf.filesystem import is_local, one_line
 from distmf.graph import State, of_all_chains
 from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
@@ -280,16 +280,25 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
+    if hasattr(ids, "npartitions") and hasattr(ids, "compute"):
+        ids = ids.compute()  # of Dask
+    if isinstance(ids, set | frozenset):
+        ids = list(ids)
     if isinstance(ids, pa.Array):
         array = ids
     else:
         ids = [ids] if np.ndim(ids) == 0 else ids
         try:
-            array = pa.array(ids)
-        except OverflowError:
-            array = pa.array(ids, type=pa.uint64())
+            try:
+                array = pa.array(ids)
+            except OverflowError:
+                array = pa.array(ids, type=pa.uint64())
+        except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as err:
+            raise RatingsError(f"{name} ids are neither integers of 64 bits nor strings: {one_line(err)}") from err
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.large_string())
     is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
     if len(array) == 0:
         return array.cast(id_type)

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
+from pyarrow import compute
 
 from distmf.errors import ParameterError, RatingsError
 from distmf.filesystem import display_name, one_line, opened
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.ratings import TEXT, Columns, check_columns, column_names, files_of
+from distmf.ratings import TEXT, Columns, check_columns, check_distinct, column_names, files_of
 from distmf.sizes import counted
 from distmf.store import Folder, temporary_folder
 
@@ -29,13 +30,15 @@ logger = logging.getLogger(__name__)
 # What columns are often called, in small letters and without what stands between words.
 KNOWN = {
     "user": ("userid", "user", "uid", "customerid", "customer"),
-    "item": ("itemid", "item", "iid", "movieid", "movie", "productid", "product", "bookid", "trackid", "asin"),
-    "rating": ("rating", "ratings", "score", "stars"),
+    "item": ("itemid", "item", "iid", "movieid", "movie", "productid", "product", "bookid", "trackid", "asin", "isbn"),
+    "rating": ("rating", "ratings", "score", "stars", "bookrating"),
     "time": ("timestamp", "time", "date", "datetime", "ratedat"),
 }
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 REFUSED = re.compile(r"(?:column #(\d+): )?Row #(\d+): (?:CSV conversion error to (\w+): invalid value )?(.*)")
+INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+MISSING = "", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None"  # among integers
 ROWS_AT_ONCE = 1 << 20
 
 
@@ -125,12 +128,19 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     RatingsError
         If it is neither.
     """
+    if hasattr(pairs, "npartitions") and hasattr(pairs, "compute"):
+        pairs = pairs.compute()  # of Dask
     if hasattr(pairs, "columns") or hasattr(pairs, "__arrow_c_stream__"):
         schema, batches, what = _batches(pairs, not_nan)
         columns = _columns(schema.names, {"user": None, "item": None}, what)
         check_columns(schema.names, columns, what)
-        table = pa.Table.from_batches(batches, schema)
-        return tuple(table[name].combine_chunks() for name in columns.ids)
+        found = list(batches)
+        users, items = ([_plain(batch[name]) for batch in found] for name in columns.ids)
+        kinds = (_plain_type(schema.field(name).type) for name in columns.ids)
+        users, items = (
+            pa.chunked_array(chunks, kind).combine_chunks() for chunks, kind in zip((users, items), kinds, strict=True)
+        )
+        return users, items
     array = np.asarray(pairs)
     if array.ndim != 2 or array.shape[1] != 2:
         raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
@@ -170,6 +180,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
             continue
         found[what] = only_one_of(there, known, what, source) or getattr(Columns(), what) or "timestamp"
     columns = Columns(**found, weight=names.get("weight"))
+    check_distinct(columns, source)
     guessed = {what: name for what, name in found.items() if what in names and names[what] is None}
     if any(name != getattr(Columns(), what) for what, name in guessed.items()):
         logger.info("%s: %s", source, ", ".join(f"{what}s are in {name!r}" for what, name in guessed.items()))
@@ -185,8 +196,14 @@ def _batches(source: Any, is_set: IsSet) -> tuple[pa.Schema, Iterator[pa.RecordB
     if isinstance(source, pa.Table):
         return source.schema, iter(source.to_batches(ROWS_AT_ONCE)), "the table"
     if hasattr(source, "__arrow_c_stream__"):
-        reader = pa.RecordBatchReader.from_stream(source)
-        return reader.schema, iter(reader), f"the {type(source).__name__}"
+        what = f"the {type(source).__name__}"
+        try:
+            reader = pa.RecordBatchReader.from_stream(source)
+        except (pa.ArrowException, ValueError, TypeError) as err:
+            raise RatingsError(
+                f"{what} cannot be read as a table of users, items and ratings: {one_line(err)}"
+            ) from err
+        return reader.schema, iter(reader), what
     if hasattr(source, "iloc"):  # a pandas DataFrame from before 2.2
         return _batches(pa.Table.from_pandas(source, preserve_index=False), is_set)
     if hasattr(source, "tocoo"):
@@ -205,11 +222,25 @@ def _write_batches(
 ) -> Columns:
     columns = _columns(schema.names, names, source)
     check_columns(schema.names, columns, source)
-    kept = pa.schema([schema.field(name) for name in columns.names])
+    kept = pa.schema([(name, _plain_type(schema.field(name).type)) for name in columns.names])
     with folder.create("part-0.parquet") as file, pq.ParquetWriter(file, kept) as writer:
         for batch in batches:
-            writer.write_batch(batch.select(columns.names))
+            writer.write_batch(pa.record_batch([_plain(batch[name]) for name in columns.names], schema=kept))
     return columns
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column when it is written: views of strings, also those of categories, as strings."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Return a column in its plain type."""
+    if pa.types.is_dictionary(column.type):
+        return _plain(column.dictionary).take(column.indices)
+    return column.cast(_plain_type(column.type))
 
 
 def _write_dask(frame: Any, folder: Folder, client: Any) -> None:
@@ -230,8 +261,26 @@ def _uncompressed(path: str) -> str:
     return stem if extension.lower() in COMPRESSED else path
 
 
+class _TextError(Exception):
+    """A column of ids, of which integers were expected, has some that are none."""
+
+
 def _write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[str, str | None]) -> Columns:
-    """Write files of text as Parquet, each as one file; return their columns, which are those of the first."""
+    """Write files of text as Parquet, each as one file; return their columns, which are those of the first.
+
+    Ids are integers where all of them are, as they are written; else all are strings: 007 is not 7.
+    """
+    strings: set[str] = set()
+    while True:
+        try:
+            return _write_texts(files, folder, names, strings)
+        except _TextError as err:
+            strings.add(str(err))
+
+
+def _write_texts(
+    files: Sequence[tuple[Any, str]], folder: Folder, names: dict[str, str | None], strings: set[str]
+) -> Columns:
     columns = None
     for n, (fs, path) in enumerate(files):
         where = display_name(fs, path)
@@ -245,16 +294,43 @@ def _write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[st
             columns = columns or _columns(lines.names, names, where)
             check_columns(lines.names, columns, where)
             reader = stack.enter_context(lines.reader(_Rest(first, text), columns))
-            schema = pa.schema([reader.schema.field(name) for name in columns.names])
+            kinds = {name: pa.large_string() if name in strings else pa.int64() for name in columns.ids}
+            schema = pa.schema([(name, kinds.get(name, reader.schema.field(name).type)) for name in columns.names])
             file = stack.enter_context(folder.create(f"part-{n}.parquet"))
             writer = stack.enter_context(pq.ParquetWriter(file, schema))
             try:
                 for batch in reader:
-                    writer.write_batch(batch.select(columns.names))
+                    arrays = [
+                        _integers(batch[name], name, where) if kinds.get(name) == pa.int64() else batch[name]
+                        for name in columns.names
+                    ]
+                    writer.write_batch(pa.record_batch(arrays, schema=schema))
             except pa.ArrowInvalid as err:
                 raise lines.refused(err) from err
     assert columns is not None
     return columns
+
+
+def _integers(ids: pa.Array, name: str, where: str) -> pa.Array:
+    """Return ids as integers, null where they are missing.
+
+    Raises
+    ------
+    RatingsError
+        If they are numbers with a fraction.
+    _TextError
+        If there are others.
+    """
+    is_missing = compute.is_in(ids, pa.array(MISSING, ids.type))
+    numbers = ids.filter(compute.invert(is_missing))
+    if not compute.all(compute.match_substring_regex(numbers, INTEGER), min_count=0).as_py():
+        is_number = compute.match_substring_regex(numbers, f"^{NUMBER.pattern}$")
+        if compute.all(is_number).as_py() and compute.any(compute.match_substring(numbers, ".")).as_py():
+            raise RatingsError(
+                f"{where}: column {name!r} has type double; ids can be integers or strings, so convert them"
+            )
+        raise _TextError(name)
+    return compute.if_else(is_missing, None, ids).cast(pa.int64())
 
 
 class _Rest:
@@ -318,10 +394,13 @@ class _Lines(NamedTuple):
 
     def reader(self, text: Any, columns: Columns) -> Any:
         """Return a reader of the text."""
-        numbers = dict.fromkeys(columns.numbers.values(), pa.float64())
+        kinds = {
+            **dict.fromkeys(columns.numbers.values(), pa.float64()),
+            **dict.fromkeys(columns.ids, pa.large_string()),
+        }
         read = pc.ReadOptions(column_names=_unique(self.fields), skip_rows=int(self.has_names), use_threads=False)
         parse = pc.ParseOptions(delimiter=self.delimiter[0])
-        convert = pc.ConvertOptions(include_columns=self.names, column_types=numbers)
+        convert = pc.ConvertOptions(include_columns=columns.names, column_types=kinds)
         try:
             return pc.open_csv(pa.PythonFile(text, mode="r"), read, parse, convert)
         except pa.ArrowInvalid as err:
@@ -330,6 +409,8 @@ class _Lines(NamedTuple):
     def refused(self, err: pa.ArrowInvalid) -> RatingsError:
         """Return an error that says what Arrow found, and in which line."""
         found = REFUSED.search(str(err))
+        if "invalid UTF8" in str(err):
+            return RatingsError(f"{self.where} is not text in UTF-8; save it as such")
         if not found:
             return RatingsError(f"{self.where} cannot be read as text: {one_line(err)}")
         column, line, kind, what = found.groups()

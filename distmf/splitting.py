@@ -30,7 +30,7 @@ from distmf.jobs import job_folder, run_stage
 from distmf.ratings import Batch, Columns, Ratings, open_ratings, read_piece
 from distmf.sizes import counted
 from distmf.sources import as_parquet
-from distmf.store import Folder, Kind
+from distmf.store import Folder, Kind, refuse_nested
 
 KIND = Kind("distmf split", 1, "_distmf.json", (), r"(train|test)/part-\d+\.parquet")
 SORTED = "sorted"
@@ -47,11 +47,15 @@ class Split(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """How to split: see `split`."""
+    """How to split: see `split`; and how many ratings there are.
+
+    The draws differ with that number: of what one split has left to train on, another draws anew.
+    """
 
     by: By
     test_size: float
     seed: int
+    n: int = 0
 
 
 @names_checked
@@ -64,6 +68,7 @@ def split(
     user: str | None = None,
     item: str | None = None,
     rating: str | None = None,
+    weight: str | None = None,
     time: str | None = None,
     seed: int = 0,
     client: Any = None,
@@ -71,7 +76,8 @@ def split(
 ) -> Split:
     """Split ratings into those to train on and those to test with.
 
-    The split depends on the ratings and the seed only, not on their order or their files.
+    The split depends on the ratings and the seed only, not on their order or their files. Several ratings of a pair are
+    on the same side, but for "last".
 
     Parameters
     ----------
@@ -83,10 +89,14 @@ def split(
         Test with ratings drawn from all; with some of each user; or with the last of each user by time.
     test_size : float or int, optional
         Share of the ratings to test with, of all or of each user, below 1, by default 0.1; or, by user, how many of
-        each: an int, by default 1 for "last". One rating of each user at least stays to train on.
-    user, item, rating, time : str, optional
-        Names of the columns; by default those that can be nothing else, as user_id, userId or user. A column of times,
-        of any type with an order, is needed for "last" only.
+        each: an int, by default 1 for "last". By user and for "last", one rating of each at least stays to train on.
+    user, item, rating : str, optional
+        Names of the columns; by default those that can be nothing else, as user_id, userId or user. No others are
+        written, but for the next two.
+    weight : str, optional
+        Name of a column of weights.
+    time : str, optional
+        For "last", the name of a column of times, of any type with an order; by default as user, item and rating.
     seed : int
         Of what is drawn.
     client, threads
@@ -107,10 +117,15 @@ def split(
         If there is something else at `out`.
     """
     way = _checked(by, test_size, seed)
-    names = {"user": user, "item": item, "rating": rating, **({"time": time} if by == "last" else {})}
+    if by != "last" and time is not None:
+        raise ParameterError(f"time is {time!r}, but it is for by='last' only (--by last)")
+    if isinstance(ratings, str | Path):
+        refuse_nested(Folder.at(out), Folder.at(ratings))
+    names = {"user": user, "item": item, "rating": rating, "weight": weight, **({"time": time} if by == "last" else {})}
     with open_engine(client, threads) as engine, as_parquet(ratings, out, names, client=client) as (parquet, columns):
         source = open_ratings(parquet, columns)
         spans, n_parts = source.spans(ROWS_AT_ONCE), -(-source.n_rows // ROWS_AT_ONCE)
+        way = way._replace(n=source.n_rows)
         what = {"ratings": source.fingerprint(), **way._asdict(), "columns": columns._asdict()}
         with job_folder(out, KIND, what, (SORTED,)) as folder:
             check_storage(engine, folder, {})
@@ -153,7 +168,7 @@ def _split_span(n: int, span: Ratings, way: _Way, folder: Folder) -> tuple[int, 
     def parts() -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.bool_]]]:
         for piece in span.pieces:
             for batch in read_piece(span, piece, ROWS_AT_ONCE):
-                yield _rows(batch, span.columns), _draws(batch.user, batch.item, way.seed) < limit
+                yield _rows(batch, span.columns), _draws(batch.user, batch.item, way) < limit
 
     return _write(folder, n, parts())
 
@@ -184,13 +199,18 @@ def _split_part(
     rows = pa.concat_batches(found)
     users, items = (rows[name] for name in columns.ids)
     codes = users.dictionary_encode().indices.to_numpy()
-    keys = [rows[columns.rating].to_numpy(), _draws(users, items, way.seed)]  # equal draws are of one pair
+    keys = [rows[columns.rating].to_numpy(), _draws(users, items, way)]  # equal draws are of one pair
     if columns.time is not None:
         keys.append(pc.rank(rows[columns.time], "descending", tiebreaker="dense").to_numpy())
     order = np.lexsort([*keys, codes])
     counts = np.bincount(codes)
     place = np.empty(len(codes), dtype=np.int64)
-    place[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    if columns.time is None:  # ratings of one pair, which have one draw, are all at the place of the last
+        draws = keys[-1][order]
+        is_last = np.append((draws[1:] != draws[:-1]) | (np.diff(codes[order]) != 0), True)
+        places = places[np.flatnonzero(is_last)[np.cumsum(is_last) - is_last]]
+    place[order] = places
     n_test = np.full(len(counts), way.test_size)
     if isinstance(way.test_size, float):  # a part of a rating is one or none, so that the share is right in the mean
         of_users = hash_ids(users.dictionary_encode().dictionary, salt(way.seed, "rounding"))
@@ -198,13 +218,20 @@ def _split_part(
     return _write(folder, n, [(rows, place < np.minimum(n_test, counts - 1)[codes])])
 
 
-def _draws(users: pa.Array, items: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
-    """Return a random number for each rating, which depends on its ids only."""
-    return mix(hash_ids(users, salt(seed, "user")) + mix(hash_ids(items, salt(seed, "item")) ^ salt(seed, "split")))
+def _draws(users: pa.Array, items: pa.Array, way: _Way) -> npt.NDArray[np.uint64]:
+    """Return a random number for each pair of a user and an item."""
+    of_users, of_items = hash_ids(users, salt(way.seed, "user")), hash_ids(items, salt(way.seed, "item"))
+    return mix(of_users + mix(of_items ^ salt(way.seed, "split") ^ salt(way.n, "ratings")))
 
 
 def _rows(batch: Batch, columns: Columns) -> pa.RecordBatch:
-    arrays = {"user": batch.user, "item": batch.item, "rating": batch.rating, "time": batch.time}
+    arrays = {
+        "user": batch.user,
+        "item": batch.item,
+        "rating": batch.rating,
+        "weight": batch.weight,
+        "time": batch.time,
+    }
     return pa.record_batch({getattr(columns, what): array for what, array in arrays.items() if array is not None})
 
 

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64, help="latent factors (default: 64)")
     parser.add_argument("--epochs", type=int, default=15, help="passes over the ratings (default: 15)")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error(f"--workers is {args.workers}; at least 1 is needed")
     out = args.out.rstrip("/")
 
     with client_of(args.scheduler, args.workers) as client, distmf.watch() as rest:
@@ -68,4 +70,7 @@ def client_of(scheduler: str | None, n_workers: int) -> Iterator[distributed.Cli
 
 
 if __name__ == "__main__":  # workers import this file, and must not do the job as well
-    main()
+    try:
+        main()
+    except (distmf.errors.DistMFError, OSError) as err:
+        raise SystemExit(str(err)) from None

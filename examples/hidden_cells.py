@@ -59,4 +59,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (distmf.errors.DistMFError, OSError) as err:
+        raise SystemExit(str(err)) from None

@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where there is space for it (default: where temporary files go)")
     args = parser.parse_args()
     n_ratings = int(args.ratings)
+    if n_ratings < 1000:
+        parser.error(f"--ratings is {args.ratings:g}; at least 1000 are needed")
     n_users, n_items = max(100, n_ratings // 140), max(50, n_ratings // 900)
 
     with tempfile.TemporaryDirectory(prefix="larger-", dir=args.folder) as name, distmf.watch() as rest:
@@ -73,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (distmf.errors.DistMFError, OSError) as err:
+        raise SystemExit(str(err)) from None

@@ -110,4 +110,7 @@ def show_similar(mf: distmf.MatrixFactorization, counts: dict[int, int], titles:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (distmf.errors.DistMFError, OSError) as err:
+        raise SystemExit(str(err)) from None

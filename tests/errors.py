@@ -76,7 +76,6 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf block later.csv b": PROBLEM,
         "distmf block missing.csv b": PROBLEM,
         "distmf block real-ids.csv b": PROBLEM,
-        "distmf block texts b": PROBLEM,
         "distmf block ratings.csv b --user item_id": PROBLEM,
         "distmf.block_ratings(pa.table({'user_id': [1], 'item_id': [2], 'rating': [np.nan]}), 'b')": RATINGS,
         "distmf.block_ratings(pa.table({'user_id': [1], 'item_id': [2], 'rating': ['good']}), 'b')": RATINGS,
@@ -271,6 +270,9 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.load('model')\nmf.similar_items(99999)": RATINGS,
         "mf = distmf.load('model')\nmf.fold_in(np.ones((2, 2)), holdut=1)": PARAMETER,
         "distmf.recommend_all('model', 'r', n=0)": PARAMETER,
+        "mf = distmf.load('model')\ndistmf.recommend_all(mf, 'r')": PARAMETER,
+        "mf = distmf.load('model')\nmf.recommend(7, exclude=pa.table({'user_id': [7]}))": PARAMETER,
+        "mf = distmf.load('model')\nmf.predict([2**70], [3])": RATINGS,
         "distmf.recommend_all('model', 'r', bound='best')": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\nmf.predict(7, 3)": NOT_FITTED,
         "mf = distmf.MatrixFactorization(4)\nmf.user_factors_": NOT_FITTED,
@@ -321,6 +323,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf split ratings s --test-size 2": USAGE,
         "distmf split one.parquet s --test-size 0.001": PROBLEM,
         "distmf split ratings folder": PROBLEM,
+        "distmf split ratings ratings": PROBLEM,
+        "distmf split ratings s --time timestamp": USAGE,
         "distmf.split('ratings', 's', by='day')": PARAMETER,
         "distmf.split('ratings', 's', by='user', test_sise=2)": PARAMETER,
         "distmf.split('ratings', 's', test_size=1.5)": PARAMETER,
@@ -332,6 +336,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf export model folder": PROBLEM,
         "distmf export model model/v": PROBLEM,
         "distmf.export('model', 'v', 'csv')": PARAMETER,
+        "mf = distmf.load('model')\ndistmf.export(mf, 'v')": PARAMETER,
     },
     "Reporting": {
         "distmf report nowhere": PROBLEM,
@@ -343,6 +348,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf report model --titles strange-titles.csv": PROBLEM,
         "distmf report model --titles names.csv --title how": PROBLEM,
         "distmf report model -o folder": PROBLEM,
+        "mf = distmf.load('model')\ndistmf.report(mf, 'report.html', titles=['Alien'])": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\ndistmf.report(mf, 'report.html')": NOT_FITTED,
     },
     "Ratings made up": {
@@ -519,8 +525,6 @@ def _write_text(folder: Path) -> None:
         "cut-titles.csv": ["item_id,title", "1,Alien", "2"],
         "strange-titles.csv": ["item_id,title", "tt0078748,Alien"],
     }
-    (folder / "texts").mkdir()
-    texts |= {"texts/1.csv": [head, *rows], "texts/2.csv": [head, "u1,2,3"]}
     for name, lines in texts.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines))
 

@@ -77,6 +77,10 @@ ELSEWHERE = {
     "sides: there are … ids that do not fit": (
         "test_folding.py::test_ids__that_do_not_fit_are_refused_before_training"
     ),
+    "sources: name": "test_sources.py::test_text__has_strings_where_an_id_is_no_integer",
+    "sources: … cannot be read as a table of": (
+        "test_sources.py::test_frames__of_pandas_that_are_no_ratings_are_refused"
+    ),
     "store: …: the file name … leads out of": "test_store.py::test_folder__refuses_names_that_lead_out",
     "store: … is a whole bucket; choose a folder": (
         "test_s3.py::test_s3__names_a_bucket_that_is_not_there_before_the_work_and_makes_none"

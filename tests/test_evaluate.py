@@ -100,6 +100,12 @@ def test_evaluate__of_probabilities_has_their_log_loss(tmp_path: Path) -> None:
         chances = [(mf.predict([u], [i])[0] - low) / (high - low) for u, i in zip(*columns.values(), strict=True)]
         losses = [-math.log(p if yes else 1 - p) for p, yes in zip(chances, liked, strict=True)]
         assert found == pytest.approx(np.mean(losses), rel=1e-5)
+        calibration = evaluate(mf, source)["calibration"]
+        assert calibration is not None
+        for chance, tenth in zip(calibration, sorted({int(10 * p) for p in chances}), strict=True):
+            there = [(p, yes) for p, yes in zip(chances, liked, strict=True) if int(10 * p) == tenth]
+            assert chance["n"] == len(there)
+            assert (chance["predicted"], chance["observed"]) == pytest.approx(np.mean(there, axis=0), rel=1e-5)
     with pytest.raises(RatingsError, match=r"the model tells -1 from 1, but there is a rating of 0\.5"):
         evaluate(mf, write(tmp_path / "t.parquet", {"user_id": [1, 2], "item_id": [1, 2], "rating": [1.0, 0.5]}))
 
@@ -124,7 +130,8 @@ def test_evaluate__refuses_what_is_no_model(tmp_path: Path) -> None:
 
 
 def test_evaluate__has_no_log_loss_of_ratings(folder: Path) -> None:
-    assert evaluate(distmf.load(folder / "m"), folder / "test.parquet")["log_loss"] is None
+    found = evaluate(distmf.load(folder / "m"), folder / "test.parquet")
+    assert (found["log_loss"], found["calibration"]) == (None, None)
 
 
 def test_errors__are_those_of_scikit_learn(folder: Path) -> None:

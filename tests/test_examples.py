@@ -118,6 +118,26 @@ def test_cluster_job__does_it_all_and_goes_on_where_it_was(tmp_path: Path, monke
     assert "stopped after 6 epochs" in longer
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("hidden_cells.py --rank 0", "rank is 0; it is a whole number"),
+        ("movielens.py --path nowhere", "there is no ratings.csv or ratings.dat in it"),
+        ("larger_than_memory.py --ratings 5", "--ratings is 5; at least 1000 are needed"),
+        ("larger_than_memory.py --ratings 2000 --memory 10MiB", "needs at least"),
+        ("larger_than_memory.py --folder nowhere", "No such file or directory"),
+        ("cluster_job.py nowhere out --workers 0", "--workers is 0"),
+        ("cluster_job.py r.parquet out --scheduler tcp://127.0.0.1:9", "127.0.0.1:9"),
+    ],
+)
+def test_example__with_wrong_arguments_says_what_is_wrong(command: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "r.parquet", random_ratings(100, 10, 20))
+    name, *arguments = command.split()
+    said = run(name, *arguments, folder=tmp_path, fails=True)
+    assert message in said
+    assert "Traceback" not in said
+
+
 def test_quickstart__runs_and_shows_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("ipykernel", "nbclient", "pandas", "sklearn"):
         pytest.importorskip(package, reason=f"no {package}: pip install '.[frames]'")

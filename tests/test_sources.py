@@ -24,6 +24,7 @@ for name in ("pandas", "polars", "scipy"):
     pytest.importorskip(name, reason=f"no {name}: pip install '.[frames]'")
 
 import dask.dataframe as dd
+import pandas
 import polars as pl
 from scipy import sparse
 
@@ -155,7 +156,7 @@ def test_columns__that_are_not_clear_are_asked_for(table: pa.Table, tmp_path: Pa
     [
         ("hello\nworld\n", "there are no columns in its first line, 'hello'"),
         ("1,2\n3,4\n", "users, items and ratings need a column each; its first line is '1,2'"),
-        ("user,item,rating\n1,2,3\n1,2\n", "cannot be read as text: .*Expected 3 columns"),
+        ("user,item,rating\n1,2,3\n1,2\n", "line 3: 3 columns are expected, and there are 2"),
     ],
 )
 def test_text__that_is_none_is_refused_with_its_name(text: str, message: str, tmp_path: Path) -> None:
@@ -163,6 +164,69 @@ def test_text__that_is_none_is_refused_with_its_name(text: str, message: str, tm
     with pytest.raises(RatingsError, match=f"r.csv.*{message}"):
         block_ratings(tmp_path / "r.csv", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+
+
+@pytest.mark.parametrize("head", [",user_id,item_id,rating", "user_id,item_id,rating,"])
+def test_text__may_have_columns_without_a_name(head: str, tmp_path: Path) -> None:
+    """As an index that pandas writes."""
+    rows = ["0,1,2,3", "1,1,3,4", "2,2,3,5"] if head.startswith(",") else ["1,2,3,", "1,3,4,", "2,3,5,"]
+    (tmp_path / "r.csv").write_text("\n".join([head, *rows]) + "\n")
+    blocks = block_ratings(tmp_path / "r.csv", tmp_path / "b")
+    assert (blocks.ids("user")["id"].type, blocks.n_users, blocks.n_items) == (pa.int64(), 2, 2)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_text__has_strings_where_an_id_is_no_integer(late: bool, tmp_path: Path) -> None:
+    """However late it comes: 007 is not 7, and an ISBN may end in X."""
+    ids = [*(str(n) for n in range(200_000 if late else 3)), "034545104X", "007", "2020-01-01", "true", "1e5", "NA"]
+    (tmp_path / "r.csv").write_text("user,isbn,rating\n" + "".join(f"{n % 7},{id_},3\n" for n, id_ in enumerate(ids)))
+    blocks = block_ratings(tmp_path / "r.csv", tmp_path / "b")
+    assert blocks.ids("user")["id"].type == pa.int64()
+    assert sorted(blocks.ids("item")["id"].to_pylist()) == sorted(ids)
+
+
+def test_text__with_missing_ids_among_integers_or_with_fractions_is_refused(tmp_path: Path) -> None:
+    for text, message in (("1,2,3\nNA,2,3\n", "column 'user_id' has 1 null id"), ("1.5,2,3\n", "has type double")):
+        (tmp_path / "r.csv").write_text("user_id,item_id,rating\n" + text)
+        with pytest.raises(RatingsError, match=message):
+            block_ratings(tmp_path / "r.csv", tmp_path / "b")
+    (tmp_path / "r.csv").write_bytes("user_id,item_id,rating\nJosé,2,3\n".encode("latin-1"))
+    with pytest.raises(RatingsError, match=r"r\.csv is not text in UTF-8; save it as such"):
+        block_ratings(tmp_path / "r.csv", tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical, pl.Enum(["a", "b", "c"])])
+def test_strings_of_polars__are_strings_everywhere(kind: Any) -> None:
+    frame = pl.DataFrame({"user_id": ["a", "a", "b", "c"], "item_id": [1, 2, 2, 1], "rating": [5.0, 3.0, 4.0, 2.0]})
+    frame = frame.with_columns(pl.col("user_id").cast(kind))
+    mf = MatrixFactorization(2, epochs=3).fit(frame)
+    assert mf.user_ids_.tolist() == ["a", "b", "c"]
+    pairs = frame.select("user_id", "item_id")
+    np.testing.assert_array_equal(mf.predict(pairs), mf.predict(["a", "a", "b", "c"], [1, 2, 2, 1]))
+    np.testing.assert_array_equal(mf.predict(frame["user_id"], frame["item_id"]), mf.predict(pairs))
+    assert np.isfinite(mf.score(pairs, frame["rating"]))
+    assert distmf.evaluate(mf, frame)["n_unseen"] == 0
+
+
+def test_predict__takes_dask(table: pa.Table) -> None:
+    frame = dd.from_pandas(table.to_pandas(), npartitions=3)
+    mf = MatrixFactorization(2, epochs=3).fit(frame)
+    expected = mf.predict(table["user_id"], table["item_id"])
+    np.testing.assert_array_equal(mf.predict(frame[["user_id", "item_id"]]), expected)
+    np.testing.assert_array_equal(mf.predict(frame["user_id"], frame["item_id"]), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: pandas.concat([d, d[["rating"]]], axis=1),
+        lambda d: d.set_index(["user_id", "item_id"])["rating"],
+        lambda d: d.assign(user_id=[1, "a", *[2] * (len(d) - 2)]),
+    ],
+)
+def test_frames__of_pandas_that_are_no_ratings_are_refused(make: Any, table: pa.Table) -> None:
+    with pytest.raises(RatingsError, match="the (DataFrame|Series)"):
+        MatrixFactorization(2).fit(make(table.to_pandas()))
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "sparse", "dask"])

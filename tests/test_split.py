@@ -78,6 +78,8 @@ def test_split__at_random_takes_a_share(table: pa.Table, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("small")
 def test_split__by_user_takes_a_share_of_each(table: pa.Table, tmp_path: Path) -> None:
+    _, first = np.unique(100 * table["userId"].to_numpy() + table["movieId"].to_numpy(), return_index=True)
+    table = table.take(first)  # one rating of each pair
     train, test = both(split(table, tmp_path / "a", by="user", test_size=0.25))
     per_user, of_test = Counter(), Counter()
     for row, n in test.items():
@@ -87,7 +89,7 @@ def test_split__by_user_takes_a_share_of_each(table: pa.Table, tmp_path: Path) -
     for user, n in per_user.items():
         assert int(0.25 * n) <= of_test[user] <= int(0.25 * n) + 1
         assert of_test[user] < n
-    assert test.total() / 5000 == pytest.approx(0.25, abs=0.01)  # rounding is right in the mean
+    assert test.total() / len(table) == pytest.approx(0.25, abs=0.01)  # rounding is right in the mean
     few = [user for user, n in per_user.items() if n in (2, 3)]
     assert 0 < sum(of_test[user] for user in few) < len(few)
 
@@ -136,6 +138,36 @@ def test_split__goes_on_where_it_was(table: pa.Table, tmp_path: Path, monkeypatc
     n_before = len(calls)
     assert both(split(path, tmp_path / "b", by="user", threads=1)) == expected
     assert len(calls) == n_before + 8 - 2  # of 8 parts, 2 were done
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("by", ["random", "user"])
+def test_split__has_all_ratings_of_a_pair_on_one_side(by: Any, table: pa.Table, tmp_path: Path) -> None:
+    train, test = both(split(table, tmp_path / "a", by=by, test_size=0.4))
+    pairs = [{row[:2] for row in part} for part in (train, test)]
+    assert len(pairs[0] | pairs[1]) < 5000  # there are some that repeat
+    assert not pairs[0] & pairs[1]
+
+
+def test_split__of_a_split_draws_anew(table: pa.Table, tmp_path: Path) -> None:
+    for by in ("random", "user"):
+        first = split(table, tmp_path / "a", by=by, test_size=0.5)  # type: ignore[arg-type]
+        second = split(first.train, tmp_path / "b", by=by, test_size=0.5)  # type: ignore[arg-type]
+        assert second.n_test / first.n_train == pytest.approx(0.5, abs=0.04)
+
+
+def test_split__keeps_weights_and_refuses_what_it_would_overwrite(table: pa.Table, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.parquet", table.append_column("w", pa.array(np.arange(1.0, 5001))))
+    found = split(path, tmp_path / "a", weight="w")
+    weights = [pq.read_table(part)["w"].to_pylist() for part in (found.train, found.test)]
+    assert sorted(weights[0] + weights[1]) == list(range(1, 5001))
+    before = rows_of(found.train)
+    for source in (found.train, tmp_path / "a"):
+        with pytest.raises(StoreError, match="they are the same folder, or one is in the other"):
+            split(source, tmp_path / "a")
+    assert rows_of(found.train) == before
+    with pytest.raises(ParameterError, match="time is 'timestamp', but it is for by='last' only"):
+        split(path, tmp_path / "b", time="timestamp")
 
 
 def test_split__reads_movielens_text(tmp_path: Path) -> None:
