@@ -290,7 +290,7 @@ def _write_texts(
             text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
             first = text.read(1 << 16)
             head, _, _ = first.partition(b"\n")
-            lines = _Lines.of(head.decode(errors="replace").strip(), where)
+            lines = _Lines.of(head.decode(errors="replace").strip(), where, 3 if "rating" in names else 2)
             columns = columns or _columns(lines.names, names, where)
             check_columns(lines.names, columns, where)
             reader = stack.enter_context(lines.reader(_Rest(first, text), columns))
@@ -372,17 +372,18 @@ class _Lines(NamedTuple):
     names: list[str]
 
     @classmethod
-    def of(cls, head: str, where: str) -> Self:
-        """Return what a first line says."""
+    def of(cls, head: str, where: str, least: int) -> Self:
+        """Return what a first line says, which has so many columns at least."""
         delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
         if delimiter is None:
             raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}; put commas between")
         fields = head.split(delimiter)
-        if len(fields) < 3:
-            raise RatingsError(f"{where}: users, items and ratings need a column each; its first line is {head[:80]!r}")
+        if len(fields) < least:
+            needed = "users, items and ratings" if least == 3 else "users and items"
+            raise RatingsError(f"{where}: {needed} need a column each; its first line is {head[:80]!r}")
         has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
         others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
-        unnamed = ["user_id", "item_id", "rating", *others]
+        unnamed = ["user_id", "item_id", "rating", *others][: len(fields)]
         named = [field.strip().strip('"') for field in fields]
         return cls(where, delimiter, has_names, named if has_names else unnamed)
 

@@ -19,6 +19,7 @@ from distmf import MatrixFactorization, block_ratings
 from distmf.errors import RatingsError
 from tests.clusters import cluster
 from tests.helpers import files, random_ratings, write
+from tests.test_cli import run
 
 for name in ("pandas", "polars", "scipy"):
     pytest.importorskip(name, reason=f"no {name}: pip install '.[frames]'")
@@ -235,3 +236,12 @@ def test_fit__takes_tables(kind: str, table: pa.Table, tmp_path: Path) -> None:
     found = MatrixFactorization(4, epochs=2).fit(TABLES[kind](table), grid=(2, 2))
     by_file = MatrixFactorization(4, epochs=2).fit(tmp_path / "r.parquet", grid=(2, 2))
     np.testing.assert_array_equal(found.user_factors_, by_file.user_factors_)
+
+
+@pytest.mark.parametrize("text", ["user_id,item_id\n7,3\n8,3\n", "7,3\n8,3\n"])
+def test_predict__takes_pairs_as_text(text: str, table: pa.Table, tmp_path: Path) -> None:
+    mf = MatrixFactorization(2, epochs=3).fit(table)
+    mf.save(tmp_path / "m")
+    (tmp_path / "p.csv").write_text(text)
+    assert run("predict", tmp_path / "m", tmp_path / "p.csv", tmp_path / "out.parquet").exit_code == 0
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "out.parquet")["prediction"], mf.predict([7, 8], [3, 3]))
