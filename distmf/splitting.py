@@ -196,7 +196,8 @@ def _split_part(
     for span, count in enumerate(n_batches):
         with folder.batches(f"{SORTED}/{span}") as reader:
             found += [reader.get_batch(number * n_parts + n) for number in range(count)]
-    rows = pa.concat_batches(found)
+    joined = pa.Table.from_batches(found).combine_chunks().to_batches()  # concat_batches is not in pyarrow 18
+    rows = joined[0] if joined else found[0]
     users, items = (rows[name] for name in columns.ids)
     codes = users.dictionary_encode().indices.to_numpy()
     keys = [rows[columns.rating].to_numpy(), _draws(users, items, way)]  # equal draws are of one pair
