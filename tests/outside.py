@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     distmf.MatrixFactorization(rank="large")  # type: ignore[arg-type]
     distmf.MatrixFactorization(ranks=8)  # type: ignore[call-arg]
     distmf.load("model").recommend(1, bound="best")  # type: ignore[arg-type]
-    distmf.evaluate("model", "ratings")  # type: ignore[arg-type]
+    distmf.evaluate(3, "ratings")  # type: ignore[arg-type]
     distmf.trian("ratings")  # type: ignore[attr-defined]
 
 
