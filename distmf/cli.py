@@ -330,11 +330,12 @@ def evaluate(
         given = given_options(given)
         lists: dict[str, Any] = {}
         with client_for(given) as client:
-            found = distmf.evaluate(model, ratings, client=client, **given)
+            mf = distmf.load(model) if client is None else model  # which each worker reads by itself
+            found = distmf.evaluate(mf, ratings, client=client, **given)
             text = in_words(found)
             if ranking is not None:
                 options = {"relevant": relevant, "exclude": exclude, "client": client, **given}
-                lists = dict(distmf.evaluate_ranking(model, ratings, ranking, **options))
+                lists = dict(distmf.evaluate_ranking(mf, ratings, ranking, **options))
                 means = "  ".join(f"{name} {value:.4f}" for name, value in lists.items() if name != "n_users")
                 text += f"\n{means}  over the {ranking} best for {counted(lists['n_users'], 'user')}"
         report({**found, **lists}, text)

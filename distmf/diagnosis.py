@@ -247,14 +247,8 @@ def _at_the_noise(history: History) -> Finding | None:
     noise, error = history.noise, history.holdout_error if history.holdout_error is not None else history.train_error
     if not noise or error is None or history.measure != "RMSE" or error > AT_NOISE * noise:
         return None
-    if (simple := history.baselines) is not None:
-        mean, biases = (
-            (simple.mean_train, simple.bias_train)
-            if history.holdout_error is None
-            else (simple.mean_holdout, simple.bias_holdout)
-        )
-        if any(other is not None and other < error for other in (mean, biases)):  # so it is not
-            return None
+    if history.baselines is not None and min(_simpler(history)[0]) < error:  # so it is not
+        return None
     if history.holdout_error is None and error < noise:
         return Finding(
             "at the noise",

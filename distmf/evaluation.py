@@ -92,7 +92,7 @@ def evaluate(
         If the ratings do not hold what they should, or ids are of another type than those trained on; if blocks hold
         none out; if a model of two values is given others.
     """
-    model, names = model_of(mf), {"user": user, "item": item, "rating": rating}
+    model, names = model_of(mf, client), {"user": user, "item": item, "rating": rating}
     known = known_items(model)
     with open_engine(client, threads) as engine, open_heldout(source, names, client) as heldout:
         calls = [(heldout.source, part, clip) for part in heldout.parts]

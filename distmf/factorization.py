@@ -649,8 +649,8 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
-def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
-    """Return a trained model, or the folder that one is saved in.
+def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folder:
+    """Return a trained model, read if its path is given; or the folder of it, for the workers of a cluster to read.
 
     Raises
     ------
@@ -665,6 +665,8 @@ def model_of(mf: MatrixFactorization | str | Path) -> Model | Folder:
         return mf.model_
     if not isinstance(mf, str | Path):
         raise ParameterError(f"mf is {mf!r}; it is a trained model, or the folder of one")
+    if client is None:
+        return load(mf).model_
     folder = Folder.at(mf)
     folder.read_manifest(KIND)
     return folder

@@ -96,7 +96,7 @@ def evaluate_ranking(
     .. [1] K. Järvelin, J. Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM TOIS 2002: NDCG.
     """
     check_whole("n", n)
-    model, names = model_of(mf), {"user": user, "item": item, "rating": rating}
+    model, names = model_of(mf, client), {"user": user, "item": item, "rating": rating}
     items_among = known_items(model).items_among(among, without)
     if exclude is None and is_blocks(source):
         exclude = source

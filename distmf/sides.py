@@ -21,6 +21,7 @@ from distmf.graph import State, of_all_chains
 from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
+from distmf.sources import gathered, plain
 from distmf.tasks import Training
 from distmf.vectors import Line
 
@@ -280,8 +281,7 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
-    if hasattr(ids, "npartitions") and hasattr(ids, "compute"):
-        ids = ids.compute()  # of Dask
+    ids = gathered(ids)
     if isinstance(ids, set | frozenset):
         ids = list(ids)
     if isinstance(ids, pa.Array):
@@ -295,10 +295,7 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
                 array = pa.array(ids, type=pa.uint64())
         except (pa.ArrowException, OverflowError, TypeError, UnicodeError) as err:
             raise RatingsError(f"{name} ids are neither integers of 64 bits nor strings: {one_line(err)}") from err
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_string_view(array.type):
-        array = array.cast(pa.large_string())
+    array = plain(array)
     is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
     if len(array) == 0:
         return array.cast(id_type)

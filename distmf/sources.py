@@ -120,6 +120,11 @@ def is_ratings(source: Any) -> bool:
     return isinstance(source, kinds) or any(hasattr(source, mark) for mark in marks)
 
 
+def gathered(frame: Any) -> Any:
+    """Return what a DataFrame or a Series of Dask holds; all else is returned as it is."""
+    return frame.compute() if hasattr(frame, "npartitions") and hasattr(frame, "compute") else frame
+
+
 def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     """Return the users and the items of pairs: of a table with a column of each, or an array of shape (n, 2).
 
@@ -128,19 +133,17 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     RatingsError
         If it is neither.
     """
-    if hasattr(pairs, "npartitions") and hasattr(pairs, "compute"):
-        pairs = pairs.compute()  # of Dask
+    pairs = gathered(pairs)
     if hasattr(pairs, "columns") or hasattr(pairs, "__arrow_c_stream__"):
         schema, batches, what = _batches(pairs, not_nan)
         columns = _columns(schema.names, {"user": None, "item": None}, what)
         check_columns(schema.names, columns, what)
         found = list(batches)
-        users, items = ([_plain(batch[name]) for batch in found] for name in columns.ids)
-        kinds = (_plain_type(schema.field(name).type) for name in columns.ids)
         users, items = (
-            pa.chunked_array(chunks, kind).combine_chunks() for chunks, kind in zip((users, items), kinds, strict=True)
+            pa.chunked_array([plain(batch[name]) for batch in found], _plain_type(schema.field(name).type))
+            for name in columns.ids
         )
-        return users, items
+        return users.combine_chunks(), items.combine_chunks()
     array = np.asarray(pairs)
     if array.ndim != 2 or array.shape[1] != 2:
         raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
@@ -225,7 +228,7 @@ def _write_batches(
     kept = pa.schema([(name, _plain_type(schema.field(name).type)) for name in columns.names])
     with folder.create("part-0.parquet") as file, pq.ParquetWriter(file, kept) as writer:
         for batch in batches:
-            writer.write_batch(pa.record_batch([_plain(batch[name]) for name in columns.names], schema=kept))
+            writer.write_batch(pa.record_batch([plain(batch[name]) for name in columns.names], schema=kept))
     return columns
 
 
@@ -236,10 +239,10 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """Return a column in its plain type."""
+def plain(column: pa.Array) -> pa.Array:
+    """Return a column in its plain type: not as categories, and no views of strings."""
     if pa.types.is_dictionary(column.type):
-        return _plain(column.dictionary).take(column.indices)
+        return plain(column.dictionary).take(column.indices)
     return column.cast(_plain_type(column.type))
 
 

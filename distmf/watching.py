@@ -196,16 +196,24 @@ class _OnTerminal(_View):
         return Group(*lines)
 
 
-def curve_lines(curves: Curves, n_epochs: int) -> list[Any]:
-    """Return curves of errors by epoch as lines of text, between the lowest and the highest error."""
+def placed(curves: Curves, n_epochs: int) -> tuple[Curves, tuple[float, float]]:
+    """Return curves of errors by epoch in a square of 1, from the upper left, and its highest and lowest error."""
     errors = [error for curve in curves.values() for _, error in curve]
     low, high = min(errors), max(errors)
+    found = {
+        name: [((epoch - 1) / max(1, n_epochs - 1), (high - error) / (high - low or 1)) for epoch, error in curve]
+        for name, curve in curves.items()
+    }
+    return found, (high, low)
+
+
+def curve_lines(curves: Curves, n_epochs: int) -> list[Any]:
+    """Return curves of errors by epoch as lines of text, between the lowest and the highest error."""
+    places, (high, low) = placed(curves, n_epochs)
     rows: list[list[tuple[str, str]]] = [[(" ", "")] * WIDTH for _ in range(HEIGHT)]
-    for name, curve in curves.items():
-        for epoch, error in curve:
-            x = round((epoch - 1) / max(1, n_epochs - 1) * (WIDTH - 1))
-            y = round((high - error) / (high - low or 1) * (HEIGHT - 1))
-            rows[y][x] = MARKS[name], COLOURS[name]
+    for name, curve in places.items():
+        for x, y in curve:
+            rows[round(y * (HEIGHT - 1))][round(x * (WIDTH - 1))] = MARKS[name], COLOURS[name]
     ends = {0: f"{high:.4f}", HEIGHT - 1: f"{low:.4f}"}
     width = max(map(len, ends.values()))
     return [Text.assemble(f"{ends.get(n, ''):>{width}} │", *cells) for n, cells in enumerate(rows)]
@@ -259,15 +267,10 @@ class _InNotebook(_View):
 
 def curve_svg(curves: Curves, n_epochs: int, width: int = 480, height: int = 120) -> str:
     """Return curves of errors by epoch as a picture, between the lowest and the highest error."""
-    errors = [error for curve in curves.values() for _, error in curve]
-    low, high = min(errors), max(errors)
+    places, (high, low) = placed(curves, n_epochs)
     lines = []
-    for name, curve in curves.items():
-        points = " ".join(
-            f"{60 + (epoch - 1) / max(1, n_epochs - 1) * (width - 70):.1f},"
-            f"{10 + (high - error) / (high - low or 1) * (height - 20):.1f}"
-            for epoch, error in curve
-        )
+    for name, curve in places.items():
+        points = " ".join(f"{60 + x * (width - 70):.1f},{10 + y * (height - 20):.1f}" for x, y in curve)
         lines.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
     ends = "".join(
         f'<text x="52" y="{y}" text-anchor="end" font-size="12" fill="currentColor">{error:.4f}</text>'
