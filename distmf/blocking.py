@@ -278,6 +278,16 @@ def blocks_of(
             Folder.at(path).delete()
 
 
+@contextlib.contextmanager
+def blocks_to_exclude(ratings: Any) -> Iterator[Blocks | None]:
+    """Yield the blocks of ratings that are not to be recommended again, None if there are none; see `blocks_of`."""
+    if ratings is None:
+        yield None
+        return
+    with blocks_of(ratings, not_nan, {"client": None, "seed": 0}, {}) as blocks:
+        yield blocks
+
+
 def block_matrix(matrix: npt.NDArray[Any], is_set: npt.NDArray[np.bool_], path: str, seed: int) -> Blocks:
     """Block the set entries of a dense matrix; all of its row and column indices are ids, set entries or not.
 

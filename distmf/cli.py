@@ -299,9 +299,9 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
 )
 @click.option(
     "--exclude",
-    metavar="BLOCKS",
+    metavar="RATINGS",
     shell_complete=complete_folder,
-    help="For --ranking: leave out what was trained on, of these blocks.",
+    help="For --ranking: leave out what was trained on: these blocks or ratings.",
 )
 @column_options
 @rating_option
@@ -391,16 +391,20 @@ def predict(
 ) -> None:
     """Predict the ratings of pairs of ids.
 
-    PAIRS is Parquet with a column of users and one of items. The Parquet file OUT has the columns of the ids,
-    `prediction`, and `is_unseen`: whether the user or the item was not trained on.
+    PAIRS is Parquet or text with a column of users and one of items. OUT, Parquet or, if it is called so, .csv, has the
+    columns of the ids, `prediction`, and `is_unseen`: whether the user or the item was not trained on.
     """
     import pyarrow as pa
+    from pyarrow.csv import CSVWriter
     from pyarrow.parquet import ParquetWriter
 
-    from distmf.ratings import open_ratings, read_piece
+    from distmf.ratings import TEXT, open_ratings, read_piece
     from distmf.sources import as_parquet
     from distmf.store import new_file
 
+    kind = Path(out).suffix.lower()
+    if kind in TEXT and kind != ".csv":
+        raise click.UsageError(f"{out}: predictions are written as Parquet or as .csv, not as {kind}")
     with reporting(as_json=as_json, quiet=quiet) as report:
         trained, names = distmf.load(model).model_, {"user": given["user"], "item": given["item"]}
         with as_parquet(pairs, Path(tempfile.gettempdir()) / "distmf-pairs", names) as (parquet, columns):
@@ -408,7 +412,8 @@ def predict(
             progress = Progress(logger, "predicting", source.n_rows)
             more = {"std": pa.float32()} if std else {}
             schema = pa.schema({**source.id_types, "prediction": pa.float32(), "is_unseen": pa.bool_(), **more})
-            with new_file(out) as file, ParquetWriter(file, schema) as writer:
+            new_writer = CSVWriter if kind == ".csv" else ParquetWriter
+            with new_file(out) as file, new_writer(file, schema) as writer:
                 for piece in source.pieces:
                     for batch in read_piece(source, piece):
                         predicted = trained.predict(batch.user, batch.item, clip=not no_clip, with_stds=std)
@@ -427,24 +432,32 @@ def predict(
     "--users",
     metavar="FILE",
     shell_complete=complete_file,
-    help="Parquet with the ids of the users.  [default: all that were trained on]",
+    help="Parquet or text with the ids of the users.  [default: all that were trained on]",
 )
-@click.option("--user", metavar="COLUMN", default="user_id", show_default=True, help="Column of the ids in --users.")
+@click.option("--user", metavar="COLUMN", help="Column of the ids in --users.  [default: user_id, or as it is called]")
 @click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
 @click.option(
     "--exclude",
-    metavar="BLOCKS",
+    metavar="RATINGS",
     shell_complete=complete_folder,
-    help="Leave out what the users rated in these blocks.",
+    help="Leave out what the users rated in these blocks or ratings.",
 )
 @click.option(
-    "--among", metavar="FILE", shell_complete=complete_file, help="Parquet with the ids of items: recommend only these."
+    "--among",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Parquet or text with the ids of items: recommend only these.",
 )
 @click.option(
-    "--without", metavar="FILE", shell_complete=complete_file, help="Parquet with the ids of items: leave these out."
+    "--without",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Parquet or text with the ids of items: leave these out.",
 )
 @click.option(
-    "--item", metavar="COLUMN", default="item_id", show_default=True, help="Column of the ids in --among and --without."
+    "--item",
+    metavar="COLUMN",
+    help="Column of the ids in --among and --without.  [default: item_id, or as it is called]",
 )
 @click.option(
     "--bound",
@@ -456,19 +469,21 @@ def predict(
 @threads_option
 @cluster_options
 @output_options
-def recommend(model: str, out: str, user: str, item: str, as_json: bool, quiet: bool, **given: Any) -> None:
+def recommend(
+    model: str, out: str, user: str | None, item: str | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Write the best items of each user.
 
     OUT is a folder of Parquet files, or the URL of one, with the columns `user_id`, `item_id`, `score` and `rank` (from
     1), by user and best first; recommendations that are there are replaced. If the command is killed, it goes on where
     it was when it is called again.
     """
-    from distmf.ratings import read_ids
+    from distmf.sources import ids_of
 
     given = given_options(given)
     with reporting(as_json=as_json, quiet=quiet) as report:
         for name in given.keys() & {"users", "among", "without"}:
-            given[name] = read_ids(given[name], *((user, "user") if name == "users" else (item, "item")))
+            given[name] = ids_of(given[name], *(("user", user) if name == "users" else ("item", item)))
         with client_for(given) as client:
             n_rows = distmf.recommend_all(model, out, client=client, **given)
         report({"n": n_rows, "path": out}, f"{counted(n_rows, 'recommendation')} in {out}")

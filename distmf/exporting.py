@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from distmf.arguments import check_choice
 from distmf.choices import FORMATS, Format
-from distmf.factorization import saved
+from distmf.factorization import MatrixFactorization, saved
 from distmf.model import Model, check_users
 from distmf.sides import Side
 from distmf.store import Folder, Kind, new_folder, refuse_nested
@@ -25,8 +25,8 @@ from distmf.store import Folder, Kind, new_folder, refuse_nested
 KIND = Kind("distmf vectors", 1, "vectors.json", (), r"(users|items)(\.parquet|(_ids)?\.npy)")
 
 
-def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tuple[int, int]:  # noqa: A002
-    """Write a vector for each user and each item of a saved model, whose inner product is the predicted rating.
+def export(model: MatrixFactorization | str | Path, out: str | Path, format: Format = "parquet") -> tuple[int, int]:  # noqa: A002
+    """Write a vector for each user and each item of a model, whose inner product is the predicted rating.
 
     A user's is (p_u, b_u + μ, 1), an item's (q_i, 1, b_i). So an index that searches by inner product finds the items
     with the highest predictions; those who were not trained on have none. Predictions are not clipped; of a model with
@@ -34,8 +34,8 @@ def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tu
 
     Parameters
     ----------
-    model : str or Path
-        Folder or fsspec URL of a model.
+    model : str, Path or MatrixFactorization
+        Folder or fsspec URL of a model, or a trained one, which is then saved beside `out` for the time being.
     out : str or Path
         Folder or fsspec URL to write to; vectors that are there are replaced.
     format : {"parquet", "numpy"}
@@ -65,16 +65,16 @@ def export(model: str | Path, out: str | Path, format: Format = "parquet") -> tu
         places, distances = index.knn_query(users[:100], 10)  # ratings are 1 - distances
     """
     check_choice("format", format, FORMATS)
-    place = saved(model)
-    refuse_nested(Folder.at(out), place)
-    known, manifest = Model.load_items(place)
-    check_users(place, manifest)
-    rank = known.items.factors.shape[1]
-    with new_folder(out, KIND) as folder:
-        n_users = _write(folder, "users", format, _Vectors(place, rank, 0, known.global_bias))
-        n_items = _write(folder, "items", format, _Vectors(place, rank, 1, 0.0))
-        about = {"bounds": known.normalisation.bounds, "n_users": n_users, "n_items": n_items}
-        folder.write_manifest(KIND, {"model": manifest["checksums"], **about})
+    with saved(model, out) as place:
+        refuse_nested(Folder.at(out), place)
+        known, manifest = Model.load_items(place)
+        check_users(place, manifest)
+        rank = known.items.factors.shape[1]
+        with new_folder(out, KIND) as folder:
+            n_users = _write(folder, "users", format, _Vectors(place, rank, 0, known.global_bias))
+            n_items = _write(folder, "items", format, _Vectors(place, rank, 1, 0.0))
+            about = {"bounds": known.normalisation.bounds, "n_users": n_users, "n_items": n_items}
+            folder.write_manifest(KIND, {"model": manifest["checksums"], **about})
     return n_users, n_items
 
 

@@ -1,7 +1,9 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -10,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.arguments import check_choice, check_names, check_whole, names_checked
-from distmf.blocking import block_ratings, blocks_of
-from distmf.blocks import Blocks, forget, open_blocks
+from distmf.blocking import block_ratings, blocks_of, blocks_to_exclude
+from distmf.blocks import Blocks, forget
 from distmf.buffers import give_back_idle_memory
 from distmf.choices import BOUNDS, Bound
 from distmf.diagnosis import Diagnosis, diagnose
@@ -28,7 +30,7 @@ from distmf.preparing import Place, open_trainer
 from distmf.residuals import Residuals
 from distmf.sides import Float32, Neighbours
 from distmf.sources import pairs_of, table_of
-from distmf.store import Folder, new_folder
+from distmf.store import Folder, new_folder, temporary_folder
 from distmf.trainer import Trainer
 from distmf.training import reg_of
 from distmf.warm import with_new
@@ -530,7 +532,7 @@ class MatrixFactorization(Estimator):
         user_ids: Any,
         n: int = 10,
         *,
-        exclude: Blocks | str | Path | None = None,
+        exclude: Any = None,
         among: Any = None,
         without: Any = None,
         bound: Bound = "mean",
@@ -543,8 +545,9 @@ class MatrixFactorization(Estimator):
             Raw ids; users that were not trained on get the items with the highest biases.
         n : int
             How many items; no more than there are.
-        exclude : Blocks, str or Path, optional
-            Blocks whose ratings, held out ones included, are not recommended again.
+        exclude : Blocks, str, Path, table or matrix, optional
+            Ratings that are not recommended again, held out ones included: blocks, or what `block_ratings` takes, which
+            is blocked anew in each call.
         among, without : array-like, optional
             Ids of items: recommend only some, and leave some out. Those that were not trained on do not count.
         bound : {"mean", "optimistic", "pessimistic"}
@@ -555,7 +558,7 @@ class MatrixFactorization(Estimator):
         -------
         Recommendations
             `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items
-            are left, the scores end in -inf.
+            are left, one user gets these; of several, `item_ids` is then a masked array, and scores end in -inf.
 
         Raises
         ------
@@ -564,10 +567,11 @@ class MatrixFactorization(Estimator):
         """
         check_choice("bound", bound, BOUNDS)
         check_whole("n", n)
-        reader = None if exclude is None else RatedReader(open_blocks(exclude), self.model_.items.map)
         items = self.model_.catalogue(self.model_.items_among(among, without))
-        found = self.model_.recommend(user_ids, n, reader, bound, items)
-        return Recommendations(found.item_ids[0], found.scores[0]) if _is_single(user_ids) else found
+        with blocks_to_exclude(exclude) as blocks:
+            reader = None if blocks is None else RatedReader(blocks, self.model_.items.map)
+            found = self.model_.recommend(user_ids, n, reader, bound, items)
+        return found.first() if _is_single(user_ids) else found.masked()
 
     def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
         """Return the items whose factors point most nearly the same way, by the cosine of the angle between them.
@@ -672,17 +676,25 @@ def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folde
     return folder
 
 
-def saved(model: Any) -> Folder:
-    """Return the folder of a saved model.
+@contextlib.contextmanager
+def saved(model: MatrixFactorization | str | Path, out: str | Path) -> Iterator[Folder]:
+    """Yield the folder of a saved model; one in memory is saved beside `out`, and gone afterwards.
 
     Raises
     ------
+    NotFittedError
+        Before training.
     ParameterError
-        If a model is given itself.
+        If it is something else.
     """
-    if not isinstance(model, str | Path):
-        raise ParameterError(f"model is {model!r}; save it, and give the folder: mf.save('model')")
-    return Folder.at(model)
+    if isinstance(model, MatrixFactorization):
+        with temporary_folder(f"{str(out).rstrip('/')}.model") as folder:
+            model.save(str(folder))
+            yield folder
+    elif isinstance(model, str | Path):
+        yield Folder.at(model)
+    else:
+        raise ParameterError(f"model is {model!r}; it is a trained model, or the folder of one")
 
 
 def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distmf.arguments import check_whole, names_checked
-from distmf.blocks import Blocks, is_blocks, open_blocks
+from distmf.blocking import blocks_to_exclude
+from distmf.blocks import Blocks, is_blocks
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
 from distmf.factorization import MatrixFactorization, model_of
@@ -43,7 +44,7 @@ def evaluate_ranking(
     n: int = 10,
     *,
     relevant: float | None = None,
-    exclude: Blocks | str | Path | None = None,
+    exclude: Any = None,
     among: Any = None,
     without: Any = None,
     user: str | None = None,
@@ -64,9 +65,9 @@ def evaluate_ranking(
         Length of the lists.
     relevant : float, optional
         Ratings from which on an item is one that the user liked; by default all that are rated.
-    exclude : Blocks, str or Path, optional
-        Blocks whose ratings to train on are left out, for these cannot be in `source` too; by default, if `source` is
-        blocks, these.
+    exclude : Blocks, str, Path, table or matrix, optional
+        Ratings that are left out of the lists, for what was trained on cannot be in `source` too: blocks, without what
+        they hold out, or what `block_ratings` takes; by default, if `source` is blocks, these.
     among, without : array-like, optional
         As in `MatrixFactorization.recommend`.
     user, item, rating : str, optional
@@ -100,8 +101,7 @@ def evaluate_ranking(
     items_among = known_items(model).items_among(among, without)
     if exclude is None and is_blocks(source):
         exclude = source
-    blocks = None if exclude is None else open_blocks(exclude)
-    with open_engine(client, threads) as engine:
+    with open_engine(client, threads) as engine, blocks_to_exclude(exclude) as blocks:
         with open_heldout(source, names, client) as heldout:
             calls = [(heldout.source, part, relevant) for part in heldout.parts]
             prepare = partial(places_of, heldout.source)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -222,15 +222,15 @@ def read_piece(ratings: Ratings, piece: Piece, n_rows: int | None = None) -> Ite
         raise RatingsError(f"{where}: {'; '.join(what)}; remove these rows, or set what is missing")
 
 
-def read_ids(source: str | Path, column: str, what: Literal["user", "item"] = "user") -> pa.Array:
-    """Return the ids in one column of a source, in memory; `what` they are of is said in messages.
+def read_ids(source: str | Path, columns: Columns) -> pa.Array:
+    """Return the ids in the one column of a source that is to be read, in memory.
 
     Raises
     ------
     RatingsError
         As `open_ratings` and `read_piece`.
     """
-    ratings = open_ratings(source, Columns(**{"user": None, "item": None, "rating": None, what: column}))
+    ratings = open_ratings(source, columns)
     return pa.concat_arrays([batch.user for piece in ratings.pieces for batch in read_piece(ratings, piece)])
 
 

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 
 from distmf.arguments import check_choice, check_whole, names_checked
 from distmf.best import Rated
-from distmf.blocks import PARTS, Blocks, open_blocks
+from distmf.blocking import blocks_to_exclude
+from distmf.blocks import PARTS, Blocks
 from distmf.choices import BOUNDS, Bound
+from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
-from distmf.factorization import saved
+from distmf.factorization import MatrixFactorization, saved
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
 from distmf.model import ITEMS, USERS, Catalogue, Model, check_users
@@ -65,27 +67,27 @@ class Work(NamedTuple):
 
 @names_checked
 def recommend_all(
-    model: str | Path,
+    model: MatrixFactorization | str | Path,
     out: str | Path,
     n: int = 10,
     *,
     users: Any = None,
-    exclude: Blocks | str | Path | None = None,
+    exclude: Any = None,
     among: Any = None,
     without: Any = None,
     bound: Bound = "mean",
     client: Any = None,
     threads: int | None = None,
 ) -> int:
-    """Write the best items of all users of a saved model, partition by partition.
+    """Write the best items of all users of a model, partition by partition.
 
     It takes no more memory than the items and, for each thread, one part of the users: those of one row group of the
     model's file. Killed and called again, it goes on with the partitions that are left.
 
     Parameters
     ----------
-    model : str or Path
-        Folder or fsspec URL of a model.
+    model : str, Path or MatrixFactorization
+        Folder or fsspec URL of a model, or a trained one, which is then saved beside `out` for the time being.
     out : str or Path
         Folder or fsspec URL to write Parquet to, with the columns `user_id`, `item_id`, `score` and `rank`, by
         ascending user and then from rank 1 on. Recommendations that are there are replaced.
@@ -116,50 +118,40 @@ def recommend_all(
     """
     check_whole("n", n)
     check_choice("bound", bound, BOUNDS)
-    place = saved(model)
-    blocks = None if exclude is None else open_blocks(exclude)
-    refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))
-    manifest = place.read_manifest(MODEL)
-    checksums = manifest["checksums"]
-    check_users(place, manifest)
-    ids, counts, begins = _users(place)
-    known, _ = _items(place, checksums[ITEMS])
-    if BOUNDS[bound]:
-        known.last_draws()  # an error now, not in a task
-    items = known.items_among(among, without)
-    wanted, unseen = _wanted(ids, counts, users)
-    what = {
-        "model": checksums,
-        "n": n,
-        "bound": bound,
-        "exclude": None if blocks is None else blocks.identity(),
-        "items": zlib.crc32(items.data),
-        "users": None if users is None else [zlib.crc32(wanted.data), zlib.crc32(str(unseen).encode())],
-    }
-    with open_engine(client, threads) as engine, job_folder(out, KIND, what, (PLACES, RATED)) as folder:
-        readable = {MODEL.manifest: place, **({} if blocks is None else {"manifest.json": blocks.folder})}
-        check_storage(engine, folder, readable)
-        work = Work(place, folder, checksums[ITEMS], begins, n, bound)
-        folder.write(f"{PLACES}/items", items)
-        folder.write(f"{PLACES}/wanted", wanted)
-        offsets: list[Any] = []
-        if blocks is not None:
-            numbers = _places_of(blocks, ids, place, checksums[ITEMS])
-            for name, array in zip(("of-users", "of-items"), numbers, strict=True):
-                folder.write(f"{PLACES}/{name}", array)
-            rows = range(blocks.shape.rows)
-            sizes = [
-                sum(blocks.entries[BlockKey(row, col)].n_train for col in range(blocks.shape.cols)) for row in rows
-            ]
-            offsets = run_stage(engine, folder, "sorting", [(_sort, work, blocks, row) for row in rows], sizes)
-        calls: list[tuple[Any, ...]] = [(_recommend, work, part, offsets) for part in range(len(begins) - 1)]
-        sizes = np.diff(begins).tolist()
-        if len(unseen):
-            calls.append((_recommend_unseen, work, len(begins) - 1, unseen))
-            sizes.append(len(unseen))
-        n_rows: int = sum(run_stage(engine, folder, "recommending", calls, sizes, what="users"))
-        folder.write_manifest(KIND, {**what, "n_rows": n_rows})
-        engine.everywhere(_items.cache_clear)
+    with saved(model, out) as place, blocks_to_exclude(exclude) as blocks:
+        refuse_nested(Folder.at(out), place, *([] if blocks is None else [blocks.folder]))
+        manifest = place.read_manifest(MODEL)
+        checksums = manifest["checksums"]
+        check_users(place, manifest)
+        ids, counts, begins = _users(place)
+        known, _ = _items(place, checksums[ITEMS])
+        if BOUNDS[bound]:
+            known.last_draws()  # an error now, not in a task
+        items = known.items_among(among, without)
+        wanted, unseen = _wanted(ids, counts, users)
+        what = {
+            "model": checksums,
+            "n": n,
+            "bound": bound,
+            "exclude": None if blocks is None else blocks.identity(),
+            "items": zlib.crc32(items.data),
+            "users": None if users is None else [zlib.crc32(wanted.data), zlib.crc32(str(unseen).encode())],
+        }
+        with open_engine(client, threads) as engine, job_folder(out, KIND, what, (PLACES, RATED)) as folder:
+            readable = {MODEL.manifest: place, **({} if blocks is None else {"manifest.json": blocks.folder})}
+            check_storage(engine, folder, readable)
+            work = Work(place, folder, checksums[ITEMS], begins, n, bound)
+            folder.write(f"{PLACES}/items", items)
+            folder.write(f"{PLACES}/wanted", wanted)
+            offsets = [] if blocks is None else _sorted(engine, work, blocks, ids)
+            calls: list[tuple[Any, ...]] = [(_recommend, work, part, offsets) for part in range(len(begins) - 1)]
+            sizes = np.diff(begins).tolist()
+            if len(unseen):
+                calls.append((_recommend_unseen, work, len(begins) - 1, unseen))
+                sizes.append(len(unseen))
+            n_rows: int = sum(run_stage(engine, folder, "recommending", calls, sizes, what="users"))
+            folder.write_manifest(KIND, {**what, "n_rows": n_rows})
+            engine.everywhere(_items.cache_clear)
     return n_rows
 
 
@@ -210,6 +202,16 @@ def _places_of(
     for side, name in pairs:
         found.append(side.map.numbers(as_ids(blocks.ids(name)["id"], side.ids.type, name)).astype(np.int32))
     return found[0], found[1]
+
+
+def _sorted(engine: Engine, work: Work, blocks: Blocks, ids: pa.Array) -> list[list[int]]:
+    """Have what users have rated sorted by partition; return for each row block what `_sort` does."""
+    numbers = _places_of(blocks, ids, work.model, work.checksum)
+    for name, array in zip(("of-users", "of-items"), numbers, strict=True):
+        work.folder.write(f"{PLACES}/{name}", array)
+    rows, cols = (range(n) for n in blocks.shape)
+    sizes = [sum(blocks.entries[BlockKey(row, col)].n_train for col in cols) for row in rows]
+    return run_stage(engine, work.folder, "sorting", [(_sort, work, blocks, row) for row in rows], sizes)
 
 
 def _sort(work: Work, blocks: Blocks, row: int) -> list[int]:

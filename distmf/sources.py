@@ -8,9 +8,10 @@ import contextlib
 import logging
 import posixpath
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from pyarrow import compute
 from distmf.errors import ParameterError, RatingsError
 from distmf.filesystem import display_name, one_line, opened
 from distmf.matrix import IsSet, not_nan, set_entries
-from distmf.ratings import TEXT, Columns, check_columns, check_distinct, column_names, files_of
+from distmf.ratings import TEXT, Columns, check_columns, check_distinct, column_names, files_of, read_ids
 from distmf.sizes import counted
 from distmf.store import Folder, temporary_folder
 
@@ -34,6 +35,7 @@ KNOWN = {
     "rating": ("rating", "ratings", "score", "stars", "bookrating"),
     "time": ("timestamp", "time", "date", "datetime", "ratedat"),
 }
+NEEDED = "user", "item", "rating"  # each in a column of its own
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 REFUSED = re.compile(r"(?:column #(\d+): )?Row #(\d+): (?:CSV conversion error to (\w+): invalid value )?(.*)")
@@ -148,6 +150,18 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     if array.ndim != 2 or array.shape[1] != 2:
         raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
     return pa.array(array[:, 0]), pa.array(array[:, 1])
+
+
+def ids_of(source: str | Path, what: Literal["user", "item"], column: str | None = None) -> pa.Array:
+    """Return the ids of users or of items in Parquet or text, in memory.
+
+    Raises
+    ------
+    RatingsError
+        If they cannot be read, or it is not clear which column they are in.
+    """
+    with as_parquet(source, Path(tempfile.gettempdir()) / "distmf-ids", {what: column}) as (parquet, columns):
+        return read_ids(parquet, columns)
 
 
 def table_of(users: pa.Array, items: pa.Array, ratings: Any) -> pa.Table:
@@ -293,7 +307,7 @@ def _write_texts(
             text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
             first = text.read(1 << 16)
             head, _, _ = first.partition(b"\n")
-            lines = _Lines.of(head.decode(errors="replace").strip(), where, 3 if "rating" in names else 2)
+            lines = _Lines.of(head.decode(errors="replace").strip(), where, [what for what in NEEDED if what in names])
             columns = columns or _columns(lines.names, names, where)
             check_columns(lines.names, columns, where)
             reader = stack.enter_context(lines.reader(_Rest(first, text), columns))
@@ -375,20 +389,20 @@ class _Lines(NamedTuple):
     names: list[str]
 
     @classmethod
-    def of(cls, head: str, where: str, least: int) -> Self:
-        """Return what a first line says, which has so many columns at least."""
-        delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), None)
+    def of(cls, head: str, where: str, needed: Sequence[str]) -> Self:
+        """Return what a first line says, which has a column at least for each of `user`, `item`, `rating` needed."""
+        delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), "," if len(needed) == 1 else None)
         if delimiter is None:
             raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}; put commas between")
         fields = head.split(delimiter)
-        if len(fields) < least:
-            needed = "users, items and ratings" if least == 3 else "users and items"
-            raise RatingsError(f"{where}: {needed} need a column each; its first line is {head[:80]!r}")
+        if len(fields) < len(needed):
+            which = ", ".join(f"{what}s" for what in needed[:-1]) + f" and {needed[-1]}s"
+            raise RatingsError(f"{where}: {which} need a column each; its first line is {head[:80]!r}")
         has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
         others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
-        unnamed = ["user_id", "item_id", "rating", *others][: len(fields)]
+        unnamed = ["user_id", "item_id", "rating", *others] if len(fields) > 1 else [f"{needed[0]}_id"]
         named = [field.strip().strip('"') for field in fields]
-        return cls(where, delimiter, has_names, named if has_names else unnamed)
+        return cls(where, delimiter, has_names, named if has_names else unnamed[: len(fields)])
 
     @property
     def fields(self) -> list[str]:

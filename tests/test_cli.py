@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -135,6 +136,15 @@ def test_predict(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["prediction"].to_numpy(), expected)
 
 
+def test_predict__of_text_as_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("user,item\n3,5\n999,6\n")
+    assert run("predict", folder / "model", tmp_path / "p.csv", tmp_path / "out.csv").exit_code == 0
+    table = pyarrow.csv.read_csv(tmp_path / "out.csv")
+    assert table.drop(["prediction"]).to_pydict() == {"user": [3, 999], "item": [5, 6], "is_unseen": [False, True]}
+    expected = distmf.load(folder / "model").predict([3, 999], [5, 6])
+    np.testing.assert_allclose(table["prediction"].to_numpy(), expected, rtol=1e-6)
+
+
 def test_predict_and_recommend__say_how_sure_they_are_where_there_are_draws(folder: Path, tmp_path: Path) -> None:
     pairs, out = write(tmp_path / "p.parquet", {"user_id": [3, 999], "item_id": [5, 6]}), tmp_path / "o.parquet"
     for command in (["predict", folder / "model", pairs, out, "--std"], ["recommend", folder / "model", out]):
@@ -177,6 +187,17 @@ def test_recommend(folder: Path, tmp_path: Path) -> None:
     assert table["item_id"] == best.item_ids.reshape(-1).tolist()
     assert table["rank"] == [1, 2, 3, 4] * 2
     assert table["score"] == best.scores.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("text", ["3\n7\n", "userId\n3\n7\n", "userId,name\n3,Ada\n7,Alan\n"])
+def test_recommend__takes_ids_from_text(text: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text(text)
+    (tmp_path / "items.csv").write_text("5\n6\n")
+    files = "--users", tmp_path / "users.csv", "--among", tmp_path / "items.csv"
+    assert run("recommend", folder / "model", tmp_path / "out", *files, "-n", 1).exit_code == 0
+    best = distmf.load(folder / "model").recommend([3, 7], 1, among=[5, 6]).item_ids[:, 0].tolist()
+    found = pq.read_table(tmp_path / "out").to_pydict()
+    assert (found["user_id"], found["item_id"]) == ([3, 7], best)
 
 
 def test_recommend__leaves_out_places_for_which_no_item_is_left(folder: Path, tmp_path: Path) -> None:
@@ -231,7 +252,7 @@ def test_demo__shows_what_it_does() -> None:
         (["predict", "{folder}/model", "{folder}/none.parquet", "o"], "no such file"),
         (["predict", "{folder}/model", "{folder}/r.parquet", "{folder}"], "is a folder; choose the name of a file"),
         (["recommend", "{folder}/none", "o"], "model.json is missing"),
-        (["recommend", "{folder}/model", "o", "--exclude", "{folder}/none"], "manifest.json is missing"),
+        (["recommend", "{folder}/model", "o", "--exclude", "{folder}/none"], "no such file"),
         (["inspect", "{folder}"], "there are no blocks, checkpoint, model or tuning in it"),
         (["inspect", "{folder}/none"], "it does not exist"),
     ],

@@ -41,6 +41,14 @@ def test_export__products_are_predictions(kind: Any, options: dict[str, Any], tm
     np.testing.assert_allclose((p @ q.T).ravel(), mf.predict(*pairs, clip=False), rtol=1e-5, atol=1e-5)
 
 
+def test_export__of_a_model_in_memory(tmp_path: Path) -> None:
+    mf = trained(tmp_path)
+    for name, model in ("one", mf), ("two", tmp_path / "m"):
+        export(model, tmp_path / name)
+    assert (tmp_path / "one/users.parquet").read_bytes() == (tmp_path / "two/users.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "r.parquet", "two"]
+
+
 def test_export__has_the_score_of_a_sigmoid(tmp_path: Path) -> None:
     mf = trained(tmp_path, bounds=(0, 6))
     export(tmp_path / "m", tmp_path / "v", "numpy")

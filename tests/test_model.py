@@ -231,11 +231,13 @@ def test_recommend__leaves_out_what_was_rated(mf: MatrixFactorization, blocks: B
     for user, item in zip(TABLE["user_id"].to_pylist(), TABLE["item_id"].to_pylist(), strict=True):
         rated.setdefault(user, set()).add(item)
     users = [5, 17, 5, 999, *range(100, 130)]
-    for exclude in (blocks, blocks.path):
+    for exclude in (blocks, blocks.path, TABLE):
         found = mf.recommend(users, n=80, exclude=exclude)
-        for user, items, scores in zip(users, found.item_ids.tolist(), found.scores, strict=True):
-            left = {item for item, score in zip(items, scores, strict=True) if np.isfinite(score)}
-            assert left == set(range(80)) - rated.get(user, set())
+        np.testing.assert_array_equal(np.ma.getmaskarray(found.item_ids), np.isneginf(found.scores))
+        for user, items in zip(users, found.item_ids, strict=True):
+            assert set(items.compressed().tolist()) == set(range(80)) - rated.get(user, set())
+            assert set(mf.recommend(user, n=80, exclude=exclude).item_ids.tolist()) == set(items.compressed().tolist())
+    assert not np.ma.isMaskedArray(mf.recommend(users, n=2, exclude=blocks).item_ids)
 
 
 def test_recommend__refuses_blocks_of_other_ids(strings: MatrixFactorization, blocks: Blocks) -> None:

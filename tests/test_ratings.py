@@ -140,7 +140,7 @@ def test_read__takes_other_column_names_and_fewer_columns(tmp_path: Path) -> Non
     assert (found.user.to_pylist(), found.item.to_pylist(), found.rating.tolist()) == (["a", "b"], [5, 6], [1, 2])
     pairs = open_ratings(path, Columns("u", "i", None))
     assert next(read_piece(pairs, pairs.pieces[0])).rating is None
-    assert read_ids(path, "i").to_pylist() == [5, 6]
+    assert read_ids(path, Columns(None, "i", None)).to_pylist() == [5, 6]
 
 
 def test_read_piece__needs_memory_for_a_batch_not_for_the_row_group(

@@ -77,6 +77,11 @@ def expected(folder: Path, users: Any, n: int, **options: Any) -> dict[str, list
     return dict(zip(("user_id", "item_id", "score", "rank"), map(list, zip(*rows, strict=True)), strict=True))
 
 
+def expected_of_all(folder: Path, n: int) -> dict[str, list[Any]]:
+    """Return what `recommend` finds for all users, of what they have not rated."""
+    return expected(folder, distmf.load(folder / "model").user_ids_, n, exclude=folder / "blocks")
+
+
 @pytest.mark.parametrize("options", [{}, {"exclude": "blocks"}, {"exclude": "blocks", "n": 75}, {"n": 200}])
 @pytest.mark.parametrize("filters", [{}, {"among": range(10, 50)}, {"without": [3, 5, 7, 10**6]}])
 def test_recommend_all__is_recommend_of_all(
@@ -90,6 +95,15 @@ def test_recommend_all__is_recommend_of_all(
     assert found == expected(folder, users, n, **options)
     assert len(found["rank"]) == n_rows
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 3
+
+
+def test_recommend_all__takes_what_is_in_memory(folder: Path, tmp_path: Path) -> None:
+    """A model and ratings, of which nothing is left beside the recommendations."""
+    distmf.recommend_all(folder / "model", tmp_path / "one", 5, exclude=folder / "r.parquet")
+    ratings = pq.read_table(folder / "r.parquet")
+    distmf.recommend_all(distmf.load(folder / "model"), tmp_path / "two", 5, exclude=ratings)
+    assert read(tmp_path / "two") == read(tmp_path / "one") == expected_of_all(folder, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_recommend_all__of_some_users(folder: Path, tmp_path: Path) -> None:
