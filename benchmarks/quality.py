@@ -22,6 +22,7 @@ program is trained on all of the training part of every split. Nothing is chosen
   work of the mean as well than when that is taken off. It knows no seed.
 - *Surprise SVD*, on one thread; and with `--svdpp` *SVD++*, whose trainings take many times as long.
 - *cmfrec*: explicit feedback with biases, by alternating least squares; the penalty grows with the ratings of a line.
+  With its implicit features (which items a user has rated) or without.
 
 The predictions of all programs are clipped to the range of the ratings that they were trained on. For users and items
 that it has not seen, each falls back to what it knows: LIBMF to the mean, the others to mean and biases. Programs that
@@ -67,7 +68,7 @@ SETTINGS: dict[str, list[Settings]] = {
     "libmf": grid(rank=(32, 64, 128), reg=(0.05, 0.07, 0.1), step_size=(0.03, 0.05), epochs=(20, 40)),
     "surprise": grid(rank=(50, 100), reg=(0.05, 0.07, 0.1), step_size=(0.01,), epochs=(20, 40)),
     "svdpp": grid(rank=(20,), reg=(0.02, 0.05, 0.1), step_size=(0.007,), epochs=(20,)),
-    "cmfrec": grid(rank=(32, 64, 128), reg=(0.05, 0.07, 0.1, 0.125), bias_reg=(0.05,), epochs=(30,)),
+    "cmfrec": grid(rank=(32, 64, 128), reg=(0.05, 0.07, 0.1, 0.125), bias_reg=(0.05,), epochs=(30,), implicit=(0, 1)),
 }
 NAMES = {
     "distmf": "distmf, defaults",

@@ -111,6 +111,7 @@ def train_cmfrec(split: Path, settings: Settings, seed: int, threads: int) -> Ru
         lambda_=[settings["bias_reg"]] * 2 + [settings["reg"]] * 4,  # of biases, factors, and attributes there are not
         scale_lam=True,
         niter=settings["epochs"],
+        add_implicit_features=bool(settings["implicit"]),
         random_state=seed,
         nthreads=threads,
         verbose=False,

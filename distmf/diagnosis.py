@@ -69,7 +69,7 @@ class Diagnosis(NamedTuple):
         """The codes of the findings."""
         return [finding.code for finding in self.findings]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join([*(finding.text for finding in self.findings), self.baselines])
 
 

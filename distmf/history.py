@@ -56,7 +56,7 @@ class Baselines(NamedTuple):
     bias_holdout: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class History(Sequence[Epoch]):
     """The epochs of a training, and its end.
 
@@ -121,6 +121,9 @@ class History(Sequence[Epoch]):
 
     def __iter__(self) -> Iterator[Epoch]:
         return iter(self.epochs)
+
+    def __repr__(self) -> str:
+        return f"<History: {self.summary()}>"
 
     def summary(self) -> str:
         """Return in words how the training ended."""

@@ -1,5 +1,6 @@
 """A dense matrix of ratings -> which of its entries are set."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from distmf.errors import ParameterError, RatingsError
+
+logger = logging.getLogger(__name__)
+
+FAR_ABOVE = 10  # times the highest rating; numbers of a user or an item that are more are no ratings
 
 IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 
@@ -56,4 +61,18 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
         )
     if isinstance(ratings, np.ma.MaskedArray):
         mask &= ~np.ma.getmaskarray(ratings)
+    if _may_be_triples(matrix) and mask.all():
+        logger.warning(
+            "the matrix is taken for all ratings of %s users and %s items; if its rows are a user, an item and a "
+            "rating, give them as a table with these columns",
+            *map("{:,}".format, matrix.shape),
+        )
     return matrix, mask
+
+
+def _may_be_triples(matrix: npt.NDArray[np.float64]) -> bool:
+    """Return whether rows look like a user, an item and a rating."""
+    if matrix.shape[1] not in (3, 4) or len(matrix) < 2:
+        return False
+    ids, ratings = matrix[:, :2], matrix[:, 2]
+    return bool((ids == np.floor(ids)).all() and (ids >= 0).all() and ids.max() > FAR_ABOVE * np.abs(ratings).max())

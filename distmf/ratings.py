@@ -326,10 +326,14 @@ def check_distinct(columns: Columns, source: str) -> None:
     RatingsError
         If there are some.
     """
-    if len(set(columns.names)) < len(columns.names):
-        raise RatingsError(
-            f"{source}: the columns are {', '.join(map(repr, columns.names))}; users, items and ratings need one each"
-        )
+    for name in columns.names:
+        options = [option for option, other in zip(Columns._fields, columns, strict=True) if other == name]
+        if len(options) > 1:
+            flags = " or ".join(f"{option}= (--{option})" for option in options)
+            raise RatingsError(
+                f"{source}: column {name!r} is taken for {' and '.join(options)}, which need one each; name another by "
+                f"{flags}"
+            )
 
 
 def check_columns(names: Sequence[str], columns: Columns, file: str) -> None:

@@ -40,6 +40,7 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 REFUSED = re.compile(r"(?:column #(\d+): )?Row #(\d+): (?:CSV conversion error to (\w+): invalid value )?(.*)")
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+NOT_UTF8 = "{} is not text in UTF-8; save it as such"
 MISSING = "", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None"  # among integers
 ROWS_AT_ONCE = 1 << 20
 
@@ -307,6 +308,8 @@ def _write_texts(
             text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
             first = text.read(1 << 16)
             head, _, _ = first.partition(b"\n")
+            if b"\0" in head:
+                raise RatingsError(NOT_UTF8.format(where))
             lines = _Lines.of(head.decode(errors="replace").strip(), where, [what for what in NEEDED if what in names])
             columns = columns or _columns(lines.names, names, where)
             check_columns(lines.names, columns, where)
@@ -428,7 +431,7 @@ class _Lines(NamedTuple):
         """Return an error that says what Arrow found, and in which line."""
         found = REFUSED.search(str(err))
         if "invalid UTF8" in str(err):
-            return RatingsError(f"{self.where} is not text in UTF-8; save it as such")
+            return RatingsError(NOT_UTF8.format(self.where))
         if not found:
             return RatingsError(f"{self.where} cannot be read as text: {one_line(err)}")
         column, line, kind, what = found.groups()

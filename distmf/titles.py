@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distmf.arguments import did_you_mean
 from distmf.errors import RatingsError
 from distmf.filesystem import display_name, one_line, opened
 from distmf.ratings import files_of
@@ -106,6 +107,7 @@ def _columns(there: Sequence[str], where: str, item: str | None, title: str | No
         column = name or only_one_of(there, known, what, where)
         if column is None or column not in there:
             listed = ", ".join(map(repr, there))
-            raise RatingsError(f"{where}: say by --{what} which column has the {what}s; there are {listed}")
+            hint = did_you_mean(name, there) if name else ""
+            raise RatingsError(f"{where}: say by --{what} which column has the {what}s; there are {listed}{hint}")
         found.append(column)
     return found

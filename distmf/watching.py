@@ -16,8 +16,10 @@ from rich.text import Text
 
 from distmf.progress import SHOWN, Dashboard, Event, Share, Trained, told
 
-WIDTH, HEIGHT = 60, 8  # of the curve, in characters
+WIDTH, HEIGHT = 60, 8  # of the curve, in characters, on terminals that are as wide
+BAR = 20  # characters
 MARKS = {"train": "●", "holdout": "○"}
+PLAIN_MARKS = {"train": "*", "holdout": "o"}  # where there is ASCII only
 COLOURS = {"train": "#0072b2", "holdout": "#d55e00"}  # which people who see few colours tell apart, too
 SECONDS_BETWEEN_VIEWS = 0.25  # in a notebook
 
@@ -99,6 +101,7 @@ class _View:
         self.last: Trained | None = None  # epoch that is over
         self.points: list[Point] = []
         self.dashboard = ""
+        self.is_over = False
 
     def __enter__(self) -> "_View":
         self.stack = contextlib.ExitStack()
@@ -109,7 +112,13 @@ class _View:
         self.stack.close()
         self.end()
 
+    def end(self) -> None:
+        """Leave what is shown as it is."""
+        self.is_over = True
+        self.leave()
+
     def _take(self, event: Event) -> None:
+        self.is_over = False
         match event:
             case Share():
                 self.share, self.trained, self.last, self.points = event, None, None, []
@@ -131,10 +140,14 @@ class _View:
             return done / total if total else 1.0, f"{verb} {total:,} {what}"
         if self.trained is None:
             return 0.0, "beginning"
-        words = [f"epoch {min(int(self.trained.epochs) + 1, self.trained.of)} of {self.trained.of}"]
-        if self.last is not None:
-            words += [f"{self.last.ratings_per_second / 1e6:.1f} M ratings/s", f"{self.last.seconds_left:.0f} s left"]
-        return self.trained.epochs / self.trained.of, ", ".join(words)
+        epochs, of, last = self.trained.epochs, self.trained.of, self.last
+        rate = [] if last is None else [f"{last.ratings_per_second / 1e6:.1f} M ratings/s"]
+        if self.is_over:
+            words = [f"ended after {0 if last is None else int(last.epochs)} of {of} epochs", *rate]
+        else:
+            left = [] if last is None else [f"{last.seconds_left:.0f} s left"]
+            words = [f"epoch {min(int(epochs) + 1, of)} of {of}", *rate, *left]
+        return epochs / of, ", ".join(words)
 
     def errors(self) -> Curves:
         """Return the curves: epochs and errors, by what they are over."""
@@ -157,8 +170,8 @@ class _View:
         """Show what is known now."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """Leave what is shown as it is."""
+    def leave(self) -> None:
+        """Show what is known in the end, and draw no more."""
         raise NotImplementedError
 
 
@@ -178,7 +191,7 @@ class _OnTerminal(_View):
             self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=8)
             self.live.start()
 
-    def end(self) -> None:
+    def leave(self) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -186,11 +199,13 @@ class _OnTerminal(_View):
     def _lines(self) -> Any:
         share, words = self.heading()
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=1.0, completed=min(1.0, share), width=WIDTH // 2), f"{100 * share:3.0f} %", words)
+        bar.add_row(ProgressBar(total=1.0, completed=min(1.0, share), width=BAR), f"{100 * share:3.0f} %", words)
         lines: list[Any] = [bar]
         if len(self.points) > 1 and self.trained is not None:
-            lines += curve_lines(self.errors(), self.trained.of)
-            lines.append(Text("  ").join(Text(f"{MARKS[name]} {said}", COLOURS[name]) for name, said in self.legend()))
+            options = self.console.options
+            marks, line = (PLAIN_MARKS, "|") if options.ascii_only else (MARKS, "│")
+            lines += curve_lines(self.errors(), self.trained.of, min(WIDTH, options.max_width - 12), marks, line)
+            lines.append(Text("  ").join(Text(f"{marks[name]} {said}", COLOURS[name]) for name, said in self.legend()))
         if self.dashboard:
             lines.append(Text(f"dashboard {self.dashboard}", "dim"))
         return Group(*lines)
@@ -207,16 +222,16 @@ def placed(curves: Curves, n_epochs: int) -> tuple[Curves, tuple[float, float]]:
     return found, (high, low)
 
 
-def curve_lines(curves: Curves, n_epochs: int) -> list[Any]:
+def curve_lines(curves: Curves, n_epochs: int, width: int, marks: dict[str, str], line: str) -> list[Any]:
     """Return curves of errors by epoch as lines of text, between the lowest and the highest error."""
     places, (high, low) = placed(curves, n_epochs)
-    rows: list[list[tuple[str, str]]] = [[(" ", "")] * WIDTH for _ in range(HEIGHT)]
+    rows: list[list[tuple[str, str]]] = [[(" ", "")] * width for _ in range(HEIGHT)]
     for name, curve in places.items():
         for x, y in curve:
-            rows[round(y * (HEIGHT - 1))][round(x * (WIDTH - 1))] = MARKS[name], COLOURS[name]
+            rows[round(y * (HEIGHT - 1))][round(x * (width - 1))] = marks[name], COLOURS[name]
     ends = {0: f"{high:.4f}", HEIGHT - 1: f"{low:.4f}"}
-    width = max(map(len, ends.values()))
-    return [Text.assemble(f"{ends.get(n, ''):>{width}} │", *cells) for n, cells in enumerate(rows)]
+    longest = max(map(len, ends.values()))
+    return [Text.assemble(f"{ends.get(n, ''):>{longest}} {line}", *cells) for n, cells in enumerate(rows)]
 
 
 class _InNotebook(_View):
@@ -234,7 +249,7 @@ class _InNotebook(_View):
         if time.monotonic() - self.shown >= SECONDS_BETWEEN_VIEWS:
             self._display()
 
-    def end(self) -> None:
+    def leave(self) -> None:
         if self.handle is not None:
             self._display()
 

@@ -83,6 +83,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf block prose.csv b": PROBLEM,
         "distmf block pairs.csv b": PROBLEM,
         "distmf block names.csv b": PROBLEM,
+        "distmf block utf-16.csv b": PROBLEM,
         "distmf block no-bytes.csv b": PROBLEM,
         "distmf block ratings.csv b --user usr_id": PROBLEM,
         "distmf block s4://bucket/ratings b": PROBLEM,
@@ -108,6 +109,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
     },
     "Blocking": {
         "distmf block ratings": USAGE,
+        "distmf.open_blocks(pa.table({'user_id': [7]}))": PARAMETER,
         "distmf block ratings b --holdot 0.1": USAGE,
         "distmf block ratings b --holdout 1": USAGE,
         "distmf block ratings b --holdout nan": USAGE,
@@ -238,6 +240,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
     "Predicting and recommending": {
         "distmf predict model nowhere.parquet p.parquet": PROBLEM,
         "distmf predict model pairs.parquet folder": PROBLEM,
+        "distmf predict model pairs.parquet p.tsv": USAGE,
         "distmf predict model pairs.parquet test.parquet/p.parquet": PROBLEM,
         "distmf predict model users.parquet p.parquet": PROBLEM,
         "distmf predict model strings.parquet p.parquet": PROBLEM,
@@ -270,8 +273,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.load('model')\nmf.similar_items(99999)": RATINGS,
         "mf = distmf.load('model')\nmf.fold_in(np.ones((2, 2)), holdut=1)": PARAMETER,
         "distmf.recommend_all('model', 'r', n=0)": PARAMETER,
-        "mf = distmf.load('model')\ndistmf.recommend_all(mf, 'r')": PARAMETER,
-        "mf = distmf.load('model')\nmf.recommend(7, exclude=pa.table({'user_id': [7]}))": PARAMETER,
+        "mf = distmf.load('model')\ndistmf.recommend_all(7, 'r')": PARAMETER,
+        "mf = distmf.load('model')\nmf.recommend(7, exclude=pa.table({'user_id': [7]}))": RATINGS,
         "mf = distmf.load('model')\nmf.predict([2**70], [3])": RATINGS,
         "distmf.recommend_all('model', 'r', bound='best')": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\nmf.predict(7, 3)": NOT_FITTED,
@@ -336,7 +339,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf export model folder": PROBLEM,
         "distmf export model model/v": PROBLEM,
         "distmf.export('model', 'v', 'csv')": PARAMETER,
-        "mf = distmf.load('model')\ndistmf.export(mf, 'v')": PARAMETER,
+        "mf = distmf.load('model')\ndistmf.export(7, 'v')": PARAMETER,
     },
     "Reporting": {
         "distmf report nowhere": PROBLEM,
@@ -347,6 +350,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf report model --titles cut-titles.csv": PROBLEM,
         "distmf report model --titles strange-titles.csv": PROBLEM,
         "distmf report model --titles names.csv --title how": PROBLEM,
+        "distmf report model --titles names.csv --item who --title wht": PROBLEM,
         "distmf report model -o folder": PROBLEM,
         "mf = distmf.load('model')\ndistmf.report(mf, 'report.html', titles=['Alien'])": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\ndistmf.report(mf, 'report.html')": NOT_FITTED,
@@ -527,6 +531,7 @@ def _write_text(folder: Path) -> None:
     }
     for name, lines in texts.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    (folder / "utf-16.csv").write_text("\n".join([head, *rows]), encoding="utf-16")
 
 
 def _write_trained(folder: Path) -> None:

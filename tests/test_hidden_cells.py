@@ -90,6 +90,22 @@ def test_defect__an_item_update_with_the_user_factors_already_updated() -> None:
     assert np.abs(new_q[2] - (Q[2] + 0.5 * found["error"] * new_p[1])).max() > 0.1  # the test can tell
 
 
+@pytest.mark.parametrize(
+    ("matrix", "is_told"),
+    [
+        ([[101, 7, 4.5], [102, 9, 3], [102, 7, 1]], True),
+        ([[101, 7, 4.5, 978300760], [102, 9, 3, 978300761]], True),
+        ([[1, 2, 3], [3, 2, 1], [5, 5, 1]], False),
+        ([[101, 7, 4.5], [102, 9, np.nan], [102, 7, 1]], False),
+    ],
+)
+def test_fit__tells_that_rows_may_be_ratings(
+    matrix: list[list[float]], is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    MatrixFactorization(rank=1, epochs=2).fit(np.array(matrix))
+    assert ("if its rows are a user, an item and a rating, give them as a table" in caplog.text) == is_told
+
+
 @pytest.mark.parametrize("unset", [-1e3, 1e9, np.inf, np.nan])
 def test_defect__a_cost_that_counts_unset_cells(unset: float) -> None:
     def is_set(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

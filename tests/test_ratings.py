@@ -217,7 +217,8 @@ def test_open_ratings__refuses_a_column_that_occurs_twice(tmp_path: Path) -> Non
 
 
 def test_open_ratings__refuses_one_column_for_two_things(folder: Path) -> None:
-    with pytest.raises(RatingsError, match="need one each"):
+    match = r"'user_id' is taken for user and item, which need one each; name another by user= \(--user\) or item= "
+    with pytest.raises(RatingsError, match=match):
         open_ratings(folder, Columns("user_id", "user_id"))
 
 

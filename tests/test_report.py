@@ -331,6 +331,8 @@ def test_read_titles__of_parquet(tmp_path: Path) -> None:
     assert read_titles(path, pa.uint8(), item="item_id", title="film") == {1: "e", 2: "f"}
     with pytest.raises(RatingsError, match="say by --item which column has the items; there are 'item_id', "):
         read_titles(path, pa.int64(), item="x", title="film")
+    with pytest.raises(RatingsError, match="there are 'item_id', 'title', 'name', 'film'; did you mean 'title'?"):
+        read_titles(path, pa.int64(), title="titel")
     with pytest.raises(RatingsError, match="items that are no int32"):
         read_titles(path, pa.int32(), item="name", title="film")
     (tmp_path / "empty.csv").write_text("")

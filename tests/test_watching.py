@@ -27,16 +27,18 @@ from distmf.watching import _InNotebook
 from tests.clusters import cluster
 from tests.helpers import blocks_in, random_ratings, write
 
-COLUMNS, LINES, SECONDS = 100, 40, 120
+COLUMNS, LINES, SECONDS = 80, 40, 120
 
 
-def on_terminal(command: list[Any], act: Callable[[str, int], None] = lambda shown, pid: None) -> tuple[str, str]:
+def on_terminal(
+    command: list[Any], act: Callable[[str, int], None] = lambda shown, pid: None, columns: int = COLUMNS, **more: str
+) -> tuple[str, str]:
     """Run a command on a terminal; return what the terminal shows at the end, and all that was written to it."""
-    screen = pyte.Screen(COLUMNS, LINES)
+    screen = pyte.Screen(columns, LINES)
     stream, written = pyte.ByteStream(screen), b""
     terminal, of_process = pty.openpty()
-    fcntl.ioctl(of_process, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    variables = {**os.environ, "TERM": "xterm-256color"}
+    fcntl.ioctl(of_process, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
+    variables = {**os.environ, "TERM": "xterm-256color", **more}
     words, streams = [sys.executable, *map(str, command)], dict.fromkeys(("stdin", "stdout", "stderr"), of_process)
     with subprocess.Popen(words, env=variables, start_new_session=True, **streams) as process:  # type: ignore[call-overload]
         os.close(of_process)
@@ -59,7 +61,7 @@ def test_train__on_a_terminal_shows_a_bar_and_curves_and_then_the_result(tmp_pat
     blocks = blocks_in(tmp_path, 6000, 200, 150)
     shown, written = on_terminal(["-m", "distmf", "train", blocks.path, tmp_path / "m", "--epochs", 7, "--patience", 0])
     history = distmf.load(tmp_path / "m").history_
-    assert re.search(r"━+ 100 % epoch 7 of 7, \d+\.\d M ratings/s, 0 s left\n", shown), shown
+    assert re.search(r"━+ 100 % ended after 7 of 7 epochs, \d+\.\d M ratings/s\n", shown), shown
     assert f"● train RMSE {history[-1].train_error:.4f}  ○ holdout RMSE {history[-1].holdout_error:.4f}" in shown
     curve = shown[shown.index("100 %") : shown.index("● train RMSE")]
     assert f"{max(epoch.train_error for epoch in history):.4f} │" in curve
@@ -68,9 +70,19 @@ def test_train__on_a_terminal_shows_a_bar_and_curves_and_then_the_result(tmp_pat
     assert shown.count("● train RMSE") == 1  # it is drawn over, not again and again
     end = shown[shown.index("● train RMSE") :].splitlines()
     assert end[1].startswith("stopped after 7 epochs")
-    assert [line for line in end if line][-1].startswith("saved in ")
+    assert [line[:9] for line in end].count("saved in ") == 1
     assert "epoch 1/7" not in written  # these are the lines for where there is no terminal
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is there again
+
+
+def test_train__on_a_narrow_terminal_of_ascii_shows_the_same_in_other_marks(tmp_path: Path) -> None:
+    blocks = blocks_in(tmp_path, 6000, 200, 150)
+    command = ["-m", "distmf", "train", blocks.path, tmp_path / "m", "--epochs", 90, "--patience", 3]
+    shown, _ = on_terminal(command, columns=60, PYTHONIOENCODING="ascii")
+    history = distmf.load(tmp_path / "m").history_
+    assert len(history) < 90
+    assert f"ended after {len(history)} of 90 epochs" in shown
+    assert re.search(r"(\n *[\d.]* \|[^\n]*){8}\n\* train RMSE [\d.]+  o holdout RMSE [\d.]+\n", shown), shown
 
 
 def test_train__interrupted_on_a_terminal_leaves_it_in_order(tmp_path: Path) -> None:
@@ -85,6 +97,7 @@ def test_train__interrupted_on_a_terminal_leaves_it_in_order(tmp_path: Path) -> 
     command = ["-m", "distmf", "train", source, tmp_path / "m", "--epochs", 100000, "--tol", 0, "--rank", 64]
     shown, written = on_terminal(command, interrupt)
     assert "is saved in" in shown
+    assert re.search(r"epoch \d+ of 100000, \d+\.\d M ratings/s, \d+ s left", written)
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
 
 
