@@ -40,12 +40,14 @@ def learning_curves(history: History, chain: int = 0) -> Chart:
             show_on_hover(figure, [points], None, on="@on", exact="@error{0.0000}")
     if history.train_error is not None or history.holdout_error is not None:
         keys.append(Key("diamond", GREY, "exact errors of the model"))
-    mean, biases = baselines_of(history)
-    for value, name in (mean, "mean only"), (biases, "biases only"), (history.noise, "noise"):
+    simpler = history.compared
+    lines = {} if simpler is None else {"mean only": simpler.mean, "biases only": simpler.biases}
+    last = max(x_end, len(history))
+    begin, end = (1.0, last) if last > 1 else (0.5, 1.5)
+    for name, value in {**lines, "noise": history.noise}.items():
         if value is not None:
-            last = max(x_end, len(history), 2)
-            figure.line([1, last], [value, value], color=GREY, line_width=1.5, line_dash="dashed")
-            label(figure, last, value, f"{name} {value:.4f}")
+            figure.line([begin, end], [value, value], color=GREY, line_width=1.5, line_dash="dashed")
+            label(figure, end, value, f"{name} {value:.4f}")
     if history.best_epoch is not None:
         figure.add_layout(
             Span(location=history.best_epoch, dimension="height", line_color=INK, line_dash="dotted", line_width=1)
@@ -63,14 +65,6 @@ def learning_curves(history: History, chain: int = 0) -> Chart:
             f" Every {counted(chain, 'epoch')} a chain of draws begins anew; the model is the mean over all of them."
         )
     return Chart("learning-curves", "Learning curves", figure, text, keys)
-
-
-def baselines_of(history: History) -> tuple[float | None, float | None]:
-    """Return the errors of the mean alone and of biases alone: on the holdout, if there is one."""
-    if history.baselines is None:
-        return None, None
-    mean_train, mean_holdout, bias_train, bias_holdout = history.baselines
-    return (mean_train, bias_train) if mean_holdout is None else (mean_holdout, bias_holdout)
 
 
 def step_sizes(history: History, *, adapts: bool) -> Chart:
@@ -119,10 +113,11 @@ def residual_histogram(residuals: Residuals, rating_range: tuple[float, float], 
         figure.line(x, density * n * (edges[1] - edges[0]), color=RED, line_width=2)
         keys.append(Key("line", RED, "normal distribution of the same mean and spread"))
     figure.yaxis.formatter = NumeralTickFormatter(format="0,0")
+    figure.yaxis.ticker.min_interval = 1
     text = (
         f"{counted(n, 'rating')} {which}, with predictions clipped to {low:g} to {high:g}: RMSE {residuals.rmse:.4f}, "
-        f"mean error {mean:+.4f}. Right of 0 are ratings that were better than predicted. Bars above the curve far "
-        "from 0 are outliers."
+        f"mean error {mean:+.4f}; the numbers on top are without clipping. "
+        "Right of 0 are ratings that were better than predicted. Bars above the curve far from 0 are outliers."
     )
     return Chart("residuals", "How large the errors are", figure, text, keys)
 

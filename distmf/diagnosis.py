@@ -196,12 +196,13 @@ def _still_falling(history: History, adapts_step: bool) -> Finding | None:
 
 
 def _no_signal(history: History, over_auto: float) -> Finding | None:
-    if history.baselines is None or _fall(_errors(history)) is None:
+    found = history.compared
+    if found is None or found.model is None or _fall(_errors(history)) is None:
         return None
-    (mean, bias), error = _simpler(history)
+    mean, bias, error = found.mean, found.biases, found.model
     best = best_on_holdout(history)  # an epoch that was better tells of a signal, and of what came after it
-    least = error if best is None or best.holdout_error is None else min(error or math.inf, best.holdout_error)
-    if error is None or least is None or least < NO_SIGNAL * min(mean, bias):
+    least = error if best is None or best.holdout_error is None else min(error, best.holdout_error)
+    if least < NO_SIGNAL * min(mean, bias):
         return None
     if mean < NO_SIGNAL * bias:
         simpler, beyond = f"{mean:.4f} with the mean only. The mean alone", "the mean"
@@ -247,7 +248,7 @@ def _at_the_noise(history: History) -> Finding | None:
     noise, error = history.noise, history.holdout_error if history.holdout_error is not None else history.train_error
     if not noise or error is None or history.measure != "RMSE" or error > AT_NOISE * noise:
         return None
-    if history.baselines is not None and min(_simpler(history)[0]) < error:  # so it is not
+    if (simpler := history.compared) is not None and min(simpler.mean, simpler.biases) < error:  # so it is not
         return None
     if history.holdout_error is None and error < noise:
         return Finding(
@@ -276,24 +277,15 @@ def _came_to_an_end(history: History, chain: int) -> Finding:
 
 
 def _baselines(history: History) -> str:
-    if history.baselines is None:
+    found = history.compared
+    if found is None:
         return "Simpler models were not tried."
-    kind = "the holdout" if history.holdout_error is not None else "the ratings trained on"
-    errors, error = _simpler(history)
-    own = "" if error is None else f", and {error:.4f} with this model"
+    kind = "the holdout" if found.on == "holdout" else "the ratings trained on"
+    own = "" if found.model is None else f", and {found.model:.4f} with this model"
     return (
-        f"On {kind} the {history.measure} is {errors[0]:.4f} with the mean only, {errors[1]:.4f} with biases only{own}"
-        f"{_noise(history)}."
+        f"On {kind} the {history.measure} is {found.mean:.4f} with the mean only, {found.biases:.4f} with biases only"
+        f"{own}{_noise(history)}."
     )
-
-
-def _simpler(history: History) -> tuple[tuple[float, float], float | None]:
-    """Return the errors of the mean only and of biases only, and that of the model, on the holdout if there is one."""
-    assert history.baselines is not None
-    mean_train, mean_holdout, bias_train, bias_holdout = history.baselines
-    if history.holdout_error is None or mean_holdout is None or bias_holdout is None:
-        return (mean_train, bias_train), history.train_error
-    return (mean_holdout, bias_holdout), history.holdout_error
 
 
 def _noise(history: History) -> str:

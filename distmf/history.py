@@ -56,6 +56,25 @@ class Baselines(NamedTuple):
     bias_holdout: float | None
 
 
+class Compared(NamedTuple):
+    """Errors of simpler models and of the model itself, on the same ratings.
+
+    Attributes
+    ----------
+    on : str
+        "holdout" if the exact error on one is known, else "train".
+    mean, biases : float
+        Of the mean only, and with biases only.
+    model : float or None
+        Exact, at the final factors; None if training did not end.
+    """
+
+    on: Literal["holdout", "train"]
+    mean: float
+    biases: float
+    model: float | None
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class History(Sequence[Epoch]):
     """The epochs of a training, and its end.
@@ -108,6 +127,16 @@ class History(Sequence[Epoch]):
     def holdout_rmse(self) -> float | None:
         """The exact error on the holdout, if it is an RMSE."""
         return self.holdout_error if self.measure == "RMSE" else None
+
+    @property
+    def compared(self) -> Compared | None:
+        """The errors beside those of simpler models, on the holdout if there is one; None if these were not tried."""
+        if self.baselines is None:
+            return None
+        mean_train, mean_holdout, bias_train, bias_holdout = self.baselines
+        if self.holdout_error is None or mean_holdout is None or bias_holdout is None:
+            return Compared("train", mean_train, bias_train, self.train_error)
+        return Compared("holdout", mean_holdout, bias_holdout, self.holdout_error)
 
     @overload
     def __getitem__(self, index: int) -> Epoch: ...

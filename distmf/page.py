@@ -11,7 +11,6 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from distmf import charts, maps
-from distmf.charts import baselines_of
 from distmf.drawing import Chart
 from distmf.factorization import MatrixFactorization
 from distmf.model import Model
@@ -84,7 +83,6 @@ def numbers_of(mf: MatrixFactorization) -> list[Number]:
     """Return the main numbers."""
     model = mf.model_
     history, run = model.history, model.run
-    mean, biases = baselines_of(history)
     errors = {"holdout": history.holdout_error, "train": history.train_error}
     notes = {"holdout": "on ratings held out", "train": "on the ratings trained on"}
     found = [
@@ -92,13 +90,14 @@ def numbers_of(mf: MatrixFactorization) -> list[Number]:
         for name, error in errors.items()
         if error is not None
     ]
-    where = "holdout" if history.holdout_error is not None else "train"
-    simpler = {"mean only": mean, "biases only": biases, "noise": history.noise}
-    found += [
-        Number(name, f"{error:.4f}", f"{where} {history.measure}" if name != "noise" else "no model gets below")
-        for name, error in simpler.items()
-        if error is not None
-    ]
+    if (simpler := history.compared) is not None:
+        note = f"{simpler.on} {history.measure}"
+        found += [
+            Number("mean only", f"{simpler.mean:.4f}", note),
+            Number("biases only", f"{simpler.biases:.4f}", note),
+        ]
+    if history.noise is not None:
+        found.append(Number("noise", f"{history.noise:.4f}", "no model gets below"))
     if model.noise_std is not None:
         found.append(Number("noise", f"{model.noise_std:.4f}", "of ratings, as the model sees it"))
     found += [
@@ -160,6 +159,8 @@ def _about_codes(model: Model) -> str:
     text = "RATINGS are those that the model was trained on. How their columns are called is not kept beside it."
     if model.run is None:
         return f"{text} Nor is how they were blocked."
+    if model.run.blocks["weights"]:
+        text += " They have weights: name that column, too (weight, --weight)."
     others = _n_ratings(model) - model.run.blocks["ratings"]
     if others and model.run.blocks["duplicates of the blocks"] != "mean":  # several ratings became one
         text += (

@@ -171,7 +171,7 @@ class Trainer:
             not self.engine.shares_memory,
             [epoch.utilization for epoch in epochs],
             machine(),
-            {"path": blocks.path, **blocks.identity()},
+            {"path": blocks.path, "weights": blocks.layout.is_weighted, **blocks.identity()},
             counts_of(blocks),
             timetable(self.training, *self.last_visits),
             residuals,

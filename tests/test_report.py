@@ -140,6 +140,14 @@ def test_report__is_of_every_kind_of_model(kind: str, blocks: Blocks, tmp_path: 
     assert charts_in(again) == drawn
 
 
+def test_report__of_weighted_ratings_says_that_their_column_is_to_be_named(tmp_path: Path) -> None:
+    ratings = random_ratings(500, 50, 20)
+    weighted = ratings.append_column("w", pa.array(np.ones(500)))
+    for table, options, is_said in ((ratings, {}, False), (weighted, {"weight": "w"}, True)):
+        mf = MatrixFactorization(2, epochs=1).fit(table, **options)
+        assert ("They have weights: name that column, too (weight, --weight)" in html_of(mf, tmp_path)) == is_said
+
+
 def test_report__says_what_is_not_there(mf: MatrixFactorization, tmp_path: Path) -> None:
     bare = html_of(without_run(mf), tmp_path)
     assert "no record of its training" in bare
