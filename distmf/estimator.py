@@ -47,6 +47,15 @@ class Estimator:
             setattr(self, name, value)
         return self
 
+    def get_metadata_routing(self) -> Any:
+        """Say to scikit-learn that `fit` and `score` can take weights; only scikit-learn asks."""
+        from sklearn.utils.metadata_routing import MetadataRequest  # noqa: PLC0415 (not a dependency)
+
+        found = MetadataRequest(owner=type(self).__name__)
+        for method in (found.fit, found.score):
+            method.add_request(param="sample_weight", alias=None)
+        return found
+
     def __sklearn_tags__(self) -> Any:
         """Say to scikit-learn what this is; only scikit-learn asks."""
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags  # noqa: PLC0415 (not a dependency)

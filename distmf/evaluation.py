@@ -58,7 +58,7 @@ def evaluate(
     client: Any = None,
     threads: int | None = None,
 ) -> Evaluation:
-    """Compare predictions with ratings that the model has not been trained on.
+    """Compare predictions with ratings that the model has not been trained on; each counts the same, whatever weight.
 
     Parameters
     ----------

@@ -170,6 +170,7 @@ class MatrixFactorization(Estimator):
         ratings: Any,
         y: Any = None,
         *,
+        sample_weight: Any = None,
         start: Self | None = None,
         is_set: IsSet = not_nan,
         client: Any = None,
@@ -192,6 +193,8 @@ class MatrixFactorization(Estimator):
         y : array-like, shape (n,), optional
             For scikit-learn's manners: the ratings of pairs, which `ratings` then holds: a table with a column of users
             and one of items, or an array of shape (n, 2).
+        sample_weight : array-like, shape (n,), optional
+            With `y`: how much each rating counts. Of other ratings, `weight` names the column of weights.
         start : MatrixFactorization, optional
             A trained model to go on from: its users and items keep their factors and biases, those that it did not know
             begin as usual, and μ and σ stay as they were. In the end this model has all that either knows of.
@@ -245,7 +248,12 @@ class MatrixFactorization(Estimator):
             raise ParameterError(f"{', '.join(misplaced)}: not for fit, but for MatrixFactorization(…)")
         check_names(options, MatrixFactorization.fit, block_ratings)
         parameters = checked(self.hyperparameters)
-        ratings = ratings if y is None else table_of(*pairs_of(ratings), y)
+        if y is not None:
+            ratings = table_of(*pairs_of(ratings), y, sample_weight)
+        if sample_weight is not None:
+            if y is None:
+                raise ParameterError("sample_weight goes with y; without, name the column of weights by weight=")
+            options["weight"] = "weight"
         warm = None if start is None else self._fitting(start)
         place = Place(client, threads, checkpoint, checkpoint_every, resume, memory).checked()
         with open_trainer(parameters, ratings, place, is_set, options, warm) as trainer:
@@ -494,7 +502,7 @@ class MatrixFactorization(Estimator):
         found = model.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
         return found.ratings if found.stds is None else (found.ratings, found.stds)
 
-    def score(self, pairs: Any, y: Any) -> float:
+    def score(self, pairs: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R², the share of the variance of ratings that predictions explain, as regressors of scikit-learn do.
 
         Parameters
@@ -503,10 +511,13 @@ class MatrixFactorization(Estimator):
             Users and items, as for `fit` with `y`.
         y : array-like, shape (n,)
             Their ratings. If they are all the same, R² is 1 for predictions without an error, and else 0.
+        sample_weight : array-like, shape (n,), optional
+            How much each counts.
         """
         ratings = np.asarray(y, dtype=np.float64)
-        errors = ratings - self.predict(pairs)
-        squares, spread = float(errors @ errors), float(np.square(ratings - ratings.mean()).sum())
+        weights = np.ones(len(ratings)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        squares = float(weights @ np.square(ratings - self.predict(pairs)))
+        spread = float(weights @ np.square(ratings - np.average(ratings, weights=weights)))
         return 1 - squares / spread if spread else float(squares == 0)
 
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:

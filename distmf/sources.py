@@ -165,12 +165,16 @@ def ids_of(source: str | Path, what: Literal["user", "item"], column: str | None
         return read_ids(parquet, columns)
 
 
-def table_of(users: pa.Array, items: pa.Array, ratings: Any) -> pa.Table:
-    """Return ratings of pairs as a table."""
-    ratings = np.asarray(ratings)
-    if ratings.shape != (len(users),):
-        raise RatingsError(f"ratings of {counted(len(users), 'pair')} are needed; y has the shape {ratings.shape}")
-    return pa.table(dict(zip(Columns()[:3], (users, items, ratings), strict=True)))
+def table_of(users: pa.Array, items: pa.Array, ratings: Any, weights: Any = None) -> pa.Table:
+    """Return ratings of pairs as a table, with weights in the column `weight`, if there are any."""
+    given = {"y": ratings} if weights is None else {"y": ratings, "sample_weight": weights}
+    columns = {name: np.asarray(values) for name, values in given.items()}
+    for name, values in columns.items():
+        if values.shape != (len(users),):
+            needed = f"(n,), for {counted(len(users), 'pair')}"
+            raise RatingsError(f"{name} has the shape {values.shape}; it needs {needed}")
+    names = [*Columns()[:3], "weight"][: 2 + len(columns)]
+    return pa.table(dict(zip(names, (users, items, *columns.values()), strict=True)))
 
 
 def only_one_of(there: Sequence[str], known: Sequence[str], what: str, source: str) -> str | None:
@@ -251,13 +255,16 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of a column when it is written: views of strings, also those of categories, as strings."""
     if pa.types.is_string_view(kind):
         return pa.large_string()
-    return _plain_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+    is_encoded = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+    return _plain_type(kind.value_type) if is_encoded else kind
 
 
 def plain(column: pa.Array) -> pa.Array:
-    """Return a column in its plain type: not as categories, and no views of strings."""
+    """Return a column in its plain type: neither as categories nor as runs, and no views of strings."""
     if pa.types.is_dictionary(column.type):
         return plain(column.dictionary).take(column.indices)
+    if pa.types.is_run_end_encoded(column.type):
+        return plain(compute.run_end_decode(column))
     return column.cast(_plain_type(column.type))
 
 

@@ -106,6 +106,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.MatrixFactorization(2)\nmf.fit(np.eye(3), holdout=0.1)": PARAMETER,
         "mf = distmf.MatrixFactorization(2)\nmf.fit(np.zeros((3, 3)), [1, 2, 3])": RATINGS,
         "mf = distmf.MatrixFactorization(2)\nmf.fit(np.zeros((3, 2), int), [1, 2])": RATINGS,
+        "mf = distmf.MatrixFactorization(2)\nmf.fit('ratings', sample_weight=[1, 2])": PARAMETER,
     },
     "Blocking": {
         "distmf block ratings": USAGE,

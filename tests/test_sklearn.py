@@ -16,6 +16,7 @@ for name in ("pandas", "sklearn"):
     pytest.importorskip(name, reason=f"no {name}: pip install '.[frames]'")
 
 import pandas as pd
+import sklearn
 from sklearn.base import clone, is_regressor
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.metrics import r2_score
@@ -69,6 +70,27 @@ def test_fit__takes_pairs_and_ratings(kind: str, table: pa.Table) -> None:
     assert mf.score(X, y) == pytest.approx(r2_score(y, predicted), abs=1e-6)
     with pytest.raises(RatingsError, match=r"array of shape \(n, 2\); this has the shape \(5,\)"):
         mf.predict(np.arange(5))
+
+
+def test_weights__are_those_of_a_column(table: pa.Table) -> None:
+    X, y = pairs(table, "array"), table["rating"].to_numpy()
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(y))
+    mf = MatrixFactorization(4, epochs=5).fit(X, y, sample_weight=weights)
+    named = MatrixFactorization(4, epochs=5).fit(table.append_column("w", pa.array(weights)), weight="w")
+    np.testing.assert_array_equal(mf.user_factors_, named.user_factors_)
+    assert mf.score(X, y, sample_weight=weights) == pytest.approx(r2_score(y, mf.predict(X), sample_weight=weights))
+    with pytest.raises(RatingsError, match=r"sample_weight has the shape \(2,\); it needs \(n,\), for 3,000 pairs"):
+        mf.fit(X, y, sample_weight=[1, 2])
+    with pytest.raises(ParameterError, match="sample_weight goes with y; without, name the column of weights by wei"):
+        mf.fit(table, sample_weight=weights)
+
+
+def test_routing__lets_searches_and_pipelines_work(table: pa.Table) -> None:
+    X, y = pairs(table, "pandas"), table["rating"].to_numpy()
+    with sklearn.config_context(enable_metadata_routing=True):
+        pipeline = Pipeline([("mf", MatrixFactorization(4, epochs=3))])
+        assert GridSearchCV(pipeline, {"mf__rank": [2, 4]}, cv=2).fit(X, y).best_score_ > 0
+        assert (cross_val_score(pipeline, X, y, cv=2) > 0).all()
 
 
 def test_fit__leaves_its_parameters_as_they_are(table: pa.Table) -> None:

@@ -196,6 +196,13 @@ def test_text__with_missing_ids_among_integers_or_with_fractions_is_refused(tmp_
         block_ratings(tmp_path / "r.csv", tmp_path / "b")
 
 
+def test_runs_of_ids__are_ids(tmp_path: Path) -> None:
+    users = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array([7, 8]))
+    blocks = block_ratings(pa.table({"user": users, "item": [1, 2, 1], "rating": [1.0, 2.0, 3.0]}), tmp_path / "b")
+    ids = blocks.ids("user")["id"].to_pylist()
+    assert dict(zip(ids, blocks.counts("user").tolist(), strict=True)) == {7: 2, 8: 1}
+
+
 @pytest.mark.parametrize("kind", [pl.String, pl.Categorical, pl.Enum(["a", "b", "c"])])
 def test_strings_of_polars__are_strings_everywhere(kind: Any) -> None:
     frame = pl.DataFrame({"user_id": ["a", "a", "b", "c"], "item_id": [1, 2, 2, 1], "rating": [5.0, 3.0, 4.0, 2.0]})
