@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -41,6 +41,17 @@ def in_turn(runs: dict[Key, Callable[[], float]], rounds: int) -> dict[Key, floa
         for key, run in runs.items():
             results[key].append(run())
     return {key: median(found) for key, found in results.items()}
+
+
+def seconds_of(run: Callable[[], Any]) -> Callable[[], float]:
+    """Return what runs it and returns how long it took."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return timed
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

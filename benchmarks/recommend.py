@@ -33,7 +33,7 @@ import pyarrow as pa
 sys.path[0] = str(Path(__file__).parents[1])  # so that `benchmarks` is found
 
 import distmf  # noqa: E402
-from benchmarks.common import count, in_turn, machine, markdown, sampled_memory  # noqa: E402
+from benchmarks.common import count, in_turn, machine, markdown, sampled_memory, seconds_of  # noqa: E402
 from distmf.history import History  # noqa: E402
 from distmf.losses import Normalisation, Objective  # noqa: E402
 from distmf.model import Model  # noqa: E402
@@ -110,14 +110,6 @@ def main() -> None:
     if find_spec("implicit") is not None:
         searches["implicit"] = search_of_implicit(model, n, threads)
     print(machine())
-
-    def seconds_of(search: Callable[[], np.ndarray]) -> Callable[[], float]:
-        def run() -> float:
-            start = time.perf_counter()
-            search()
-            return time.perf_counter() - start
-
-        return run
 
     found = [search()[:CHECKED] for search in searches.values()]
     same = float(np.mean(found[0] == found[-1]))

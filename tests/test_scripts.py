@@ -99,6 +99,13 @@ def test_benchmark_of_steps__runs() -> None:
     assert all(0.7 < error < 1.5 for error in errors)
 
 
+def test_benchmark_of_evaluating__runs() -> None:
+    sizes = "--ratings", "5000", "--users", "200", "--items", "100", "--rank", "8", "--pairs", "300", "--rounds", "1"
+    lines = run("benchmarks/evaluate.py", *sizes).splitlines()
+    assert any(line.startswith("| evaluate, 1 thread | 5,000 | ") for line in lines)
+    assert any(line.startswith("| predict | 300 | ") for line in lines)
+
+
 def test_benchmark_of_recommending__runs() -> None:
     sizes = "--users", "500", "--items", "300", "--rank", "8", "--rounds", "1"
     output = run("benchmarks/recommend.py", *sizes)
