@@ -3,8 +3,9 @@ from .blocking import block_ratings
 from .blocks import Blocks, open_blocks
 from .evaluation import evaluate
 from .exporting import export
-from .factorization import MatrixFactorization, load
+from .factorization import MatrixFactorization
 from .html_report import report
+from .loading import load
 from .matrix import always, non_negative, not_nan
 from .ranking import evaluate_ranking
 from .recommending import recommend_all

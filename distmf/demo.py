@@ -13,7 +13,8 @@ from distmf.blocking import block_ratings
 from distmf.datasets import planted_ratings
 from distmf.describe import describe
 from distmf.evaluation import evaluate
-from distmf.factorization import MatrixFactorization, load
+from distmf.factorization import MatrixFactorization
+from distmf.loading import load
 
 N_RATINGS, N_USERS, N_ITEMS, RANK = 3_000_000, 5_000, 2_000, 10
 TEST_SHARE = 0.1

@@ -10,9 +10,10 @@ from distmf.blocks import Blocks, is_blocks, open_blocks
 from distmf.checkpoint import KIND as CHECKPOINT
 from distmf.checkpoint import read_checkpoint
 from distmf.errors import StoreError
-from distmf.factorization import MatrixFactorization, load
+from distmf.factorization import MatrixFactorization
 from distmf.halving import KIND as TUNING
 from distmf.halving import Candidate, read_tuning
+from distmf.loading import load
 from distmf.lock import holder_of
 from distmf.losses import LOSSES
 from distmf.memory import Sizes, TrainingBytes, both_ways, in_words

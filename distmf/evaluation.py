@@ -11,8 +11,9 @@ from distmf.arguments import names_checked
 from distmf.blocks import Blocks
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
-from distmf.factorization import MatrixFactorization, model_of
+from distmf.factorization import MatrixFactorization
 from distmf.heldout import Places, known_items, on_engine, open_heldout, places_of, read
+from distmf.loading import model_of
 from distmf.model import Model
 from distmf.ratings import Ratings
 from distmf.residuals import COUNTS, Bucket, Residuals, buckets, buckets_of

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from distmf.arguments import check_choice
 from distmf.choices import FORMATS, Format
-from distmf.factorization import MatrixFactorization, saved
+from distmf.factorization import MatrixFactorization
+from distmf.loading import saved
 from distmf.model import Model, check_users
 from distmf.sides import Side
 from distmf.store import Folder, Kind, new_folder, refuse_nested

@@ -1,36 +1,30 @@
 """The estimator: hyperparameters and ratings -> a trained model that predicts, recommends, and can be saved."""
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self
 
-import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from distmf.arguments import check_choice, check_names, check_whole, names_checked
-from distmf.blocking import block_ratings, blocks_of, blocks_to_exclude
+from distmf.arguments import check_names, names_checked
+from distmf.blocking import block_ratings, blocks_of
 from distmf.blocks import Blocks, forget
 from distmf.buffers import give_back_idle_memory
-from distmf.choices import BOUNDS, Bound
 from distmf.diagnosis import Diagnosis, diagnose
-from distmf.errors import NotFittedError, ParameterError
-from distmf.estimator import Estimator
+from distmf.errors import ParameterError
 from distmf.folding import fold_in
 from distmf.history import History, Stopped
 from distmf.kernel import Pair
 from distmf.losses import LossName
 from distmf.matrix import IsSet, not_nan
-from distmf.model import KIND, Model, RatedReader, Recommendations
+from distmf.model import KIND, Model
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
 from distmf.residuals import Residuals
-from distmf.sides import Float32, Neighbours
 from distmf.sources import pairs_of, table_of
-from distmf.store import Folder, new_folder, temporary_folder
+from distmf.store import new_folder
+from distmf.trained import Trained
 from distmf.trainer import Trainer
 from distmf.training import reg_of
 from distmf.warm import with_new
@@ -40,7 +34,7 @@ logger = logging.getLogger(__name__)
 EPOCHS, EPOCHS_OF_CHAIN = 15, 200
 
 
-class MatrixFactorization(Estimator):
+class MatrixFactorization(Trained):
     """Biased matrix factorization, trained by stratified SGD.
 
     The prediction is r̂(u, i) = μ + b_u + b_i + p_u·q_i, and training minimises::
@@ -159,11 +153,6 @@ class MatrixFactorization(Estimator):
         self.max_seconds = max_seconds
         self.posterior_samples = posterior_samples
         self.seed = seed
-        self._model: Model | None = None
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """Return whether there is a trained model."""
-        return self._model is not None
 
     def fit(
         self,
@@ -389,53 +378,6 @@ class MatrixFactorization(Estimator):
         epochs = default if self.epochs is None else self.epochs
         return {**self.get_params(), "epochs": epochs}
 
-    @property
-    def model_(self) -> Model:
-        """Everything that training gave."""
-        if self._model is None:
-            raise NotFittedError("this model has not been trained; call fit first")
-        return self._model
-
-    @property
-    def user_ids_(self) -> npt.NDArray[Any]:
-        """Raw user ids, ascending; shape (n_users,)."""
-        return _to_numpy(self.model_.users.ids)
-
-    @property
-    def item_ids_(self) -> npt.NDArray[Any]:
-        """Raw item ids, ascending; shape (n_items,)."""
-        return _to_numpy(self.model_.items.ids)
-
-    @property
-    def user_factors_(self) -> Float32:
-        """P, in the order of `user_ids_`; float32, shape (n_users, rank)."""
-        return self.model_.users.factors
-
-    @property
-    def item_factors_(self) -> Float32:
-        """Q, in the order of `item_ids_`; float32, shape (n_items, rank)."""
-        return self.model_.items.factors
-
-    @property
-    def user_biases_(self) -> Float32:
-        """b_u, in the order of `user_ids_`; float32, shape (n_users,)."""
-        return self.model_.users.biases
-
-    @property
-    def item_biases_(self) -> Float32:
-        """b_i, in the order of `item_ids_`; float32, shape (n_items,)."""
-        return self.model_.items.biases
-
-    @property
-    def global_bias_(self) -> float:
-        """μ: mean of the ratings trained on, median with robust losses; of a sigmoid, where its value is the mean."""
-        return self.model_.global_bias
-
-    @property
-    def history_(self) -> History:
-        """Every epoch, the exact errors at the end, and why training stopped."""
-        return self.model_.history
-
     def diagnose(self) -> Diagnosis:
         """Return in words how training went, and what to change: `print(mf.diagnose())`.
 
@@ -460,178 +402,6 @@ class MatrixFactorization(Estimator):
             target=self.target_cost,
         )
 
-    @overload
-    def predict(
-        self, user_ids: Any, item_ids: Any = ..., *, clip: bool = ..., return_std: Literal[False] = ...
-    ) -> Float32: ...
-    @overload
-    def predict(
-        self, user_ids: Any, item_ids: Any = ..., *, clip: bool = ..., return_std: Literal[True]
-    ) -> tuple[Float32, Float32]: ...
-    def predict(
-        self, user_ids: Any, item_ids: Any = None, *, clip: bool = True, return_std: bool = False
-    ) -> Float32 | tuple[Float32, Float32]:
-        """Return the predicted rating of each (user, item) pair.
-
-        A user or an item that was not trained on falls back to what is known: the mean, plus the bias of the other.
-
-        Parameters
-        ----------
-        user_ids, item_ids : array-like, shape (n,)
-            Raw ids; two single ids are a pair. Or without `item_ids` pairs, as for `fit` with `y`.
-        clip : bool
-            Whether to clip to the range of the observed ratings.
-        return_std : bool
-            Whether to return the predictive standard deviation as well: that of the ratings' noise and of the draws
-            from the posterior together. Of what is unseen, the spread of all users or items is taken.
-
-        Returns
-        -------
-        float32, shape (n,), or two of them
-
-        Raises
-        ------
-        NotFittedError
-            Before training; if a standard deviation is asked of a model that was trained without `posterior_samples`.
-        RatingsError
-            If ids are null or of another type than those trained on, or there are not as many users as items.
-        """
-        model = self.model_
-        if item_ids is None:
-            user_ids, item_ids = pairs_of(user_ids)
-        found = model.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
-        return found.ratings if found.stds is None else (found.ratings, found.stds)
-
-    def score(self, pairs: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return R², the share of the variance of ratings that predictions explain, as regressors of scikit-learn do.
-
-        Parameters
-        ----------
-        pairs : table, or array of shape (n, 2)
-            Users and items, as for `fit` with `y`.
-        y : array-like, shape (n,)
-            Their ratings. If they are all the same, R² is 1 for predictions without an error, and else 0.
-        sample_weight : array-like, shape (n,), optional
-            How much each counts.
-        """
-        ratings = np.asarray(y, dtype=np.float64)
-        weights = np.ones(len(ratings)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        squares = float(weights @ np.square(ratings - self.predict(pairs)))
-        spread = float(weights @ np.square(ratings - np.average(ratings, weights=weights)))
-        return 1 - squares / spread if spread else float(squares == 0)
-
-    def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
-        """Return for each (user, item) pair whether its user or its item was not trained on.
-
-        Parameters
-        ----------
-        user_ids, item_ids : array-like, shape (n,)
-            Raw ids.
-
-        Returns
-        -------
-        bool, shape (n,)
-        """
-        return self.model_.predict(user_ids, item_ids).is_unseen
-
-    def reconstruct(self, *, clip: bool = True) -> Float32:
-        """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""
-        return self.model_.reconstruct(clip=clip)
-
-    def recommend(
-        self,
-        user_ids: Any,
-        n: int = 10,
-        *,
-        exclude: Any = None,
-        among: Any = None,
-        without: Any = None,
-        bound: Bound = "mean",
-    ) -> Recommendations:
-        """Return the items with the highest predicted ratings for some users: exactly those, whatever the size.
-
-        Parameters
-        ----------
-        user_ids : id or array-like of shape (n_users,)
-            Raw ids; users that were not trained on get the items with the highest biases.
-        n : int
-            How many items; no more than there are.
-        exclude : Blocks, str, Path, table or matrix, optional
-            Ratings that are not recommended again, held out ones included: blocks, or what `block_ratings` takes, which
-            is blocked anew in each call.
-        among, without : array-like, optional
-            Ids of items: recommend only some, and leave some out. Those that were not trained on do not count.
-        bound : {"mean", "optimistic", "pessimistic"}
-            What items are ranked by: the prediction; or the prediction plus, or less, its standard deviation over the
-            draws from the posterior: what may be good, to find out, or what is surely good.
-
-        Returns
-        -------
-        Recommendations
-            `item_ids` and `scores`, best first: shape (n,) for one user, else (n_users, n). Where fewer than n items
-            are left, one user gets these; of several, `item_ids` is then a masked array, and scores end in -inf.
-
-        Raises
-        ------
-        ParameterError
-            If there is no item to recommend, or `bound` is none of these.
-        """
-        check_choice("bound", bound, BOUNDS)
-        check_whole("n", n)
-        items = self.model_.catalogue(self.model_.items_among(among, without))
-        with blocks_to_exclude(exclude) as blocks:
-            reader = None if blocks is None else RatedReader(blocks, self.model_.items.map)
-            found = self.model_.recommend(user_ids, n, reader, bound, items)
-        return found.first() if _is_single(user_ids) else found.masked()
-
-    def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
-        """Return the items whose factors point most nearly the same way, by the cosine of the angle between them.
-
-        Parameters
-        ----------
-        item_ids : id or array-like of shape (n_items,)
-            Raw ids of items that were trained on.
-        n : int
-            How many others.
-
-        Returns
-        -------
-        Neighbours
-            `ids` and `cosines`, most similar first: shape (n,) for one item, else (n_items, n).
-
-        Raises
-        ------
-        RatingsError
-            If there are ids that were not trained on.
-        """
-        check_whole("n", n)
-        found = self.model_.items.similar(item_ids, "item", n)
-        return Neighbours(found.ids[0], found.cosines[0]) if _is_single(item_ids) else found
-
-    def similar_users(self, user_ids: Any, n: int = 10) -> Neighbours:
-        """Return the users whose factors point most nearly the same way, by the cosine of the angle between them.
-
-        Parameters
-        ----------
-        user_ids : id or array-like of shape (n_users,)
-            Raw ids of users that were trained on.
-        n : int
-            How many others.
-
-        Returns
-        -------
-        Neighbours
-            As those of `similar_items`.
-
-        Raises
-        ------
-        RatingsError
-            If there are ids that were not trained on.
-        """
-        check_whole("n", n)
-        found = self.model_.users.similar(user_ids, "user", n)
-        return Neighbours(found.ids[0], found.cosines[0]) if _is_single(user_ids) else found
-
     def save(self, path: str | Path) -> None:
         """Write the model to a folder or fsspec URL, whole or not at all; a model that is there is replaced.
 
@@ -648,69 +418,3 @@ class MatrixFactorization(Estimator):
 
 
 HYPERPARAMETERS = MatrixFactorization.parameter_names()
-
-
-def load(path: str | Path) -> MatrixFactorization:
-    """Return the model that was saved at a path or fsspec URL.
-
-    Raises
-    ------
-    StoreError
-        If there is none, or it is damaged or of another version.
-    """
-    model, settings = Model.load(Folder.at(path))
-    mf = MatrixFactorization(**checked(settings))  # JSON knows no pairs
-    mf._model = model
-    return mf
-
-
-def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folder:
-    """Return a trained model, read if its path is given; or the folder of it, for the workers of a cluster to read.
-
-    Raises
-    ------
-    NotFittedError
-        Before training.
-    ParameterError
-        If it is something else.
-    StoreError
-        If there is none in the folder.
-    """
-    if isinstance(mf, MatrixFactorization):
-        return mf.model_
-    if not isinstance(mf, str | Path):
-        raise ParameterError(f"mf is {mf!r}; it is a trained model, or the folder of one")
-    if client is None:
-        return load(mf).model_
-    folder = Folder.at(mf)
-    folder.read_manifest(KIND)
-    return folder
-
-
-@contextlib.contextmanager
-def saved(model: MatrixFactorization | str | Path, out: str | Path) -> Iterator[Folder]:
-    """Yield the folder of a saved model; one in memory is saved beside `out`, and gone afterwards.
-
-    Raises
-    ------
-    NotFittedError
-        Before training.
-    ParameterError
-        If it is something else.
-    """
-    if isinstance(model, MatrixFactorization):
-        with temporary_folder(f"{str(out).rstrip('/')}.model") as folder:
-            model.save(str(folder))
-            yield folder
-    elif isinstance(model, str | Path):
-        yield Folder.at(model)
-    else:
-        raise ParameterError(f"model is {model!r}; it is a trained model, or the folder of one")
-
-
-def _to_numpy(ids: pa.Array) -> npt.NDArray[Any]:
-    return np.asarray(ids.to_numpy(zero_copy_only=False))
-
-
-def _is_single(ids: Any) -> bool:
-    return np.ndim(ids) == 0 and not isinstance(ids, pa.Array | pa.ChunkedArray)

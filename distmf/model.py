@@ -45,21 +45,11 @@ WRITTEN_BYTES = 1 << 24  # of factors at once, which are in memory until they ar
 class Recommendations(NamedTuple):
     """Items and their predicted ratings, best first: shape (n,) for one user, (n_users, n) for several.
 
-    A score of -inf marks a place for which no item is left; the id there means nothing, until it is `masked`.
+    A score of -inf marks a place for which no item is left; the id there means nothing.
     """
 
     item_ids: npt.NDArray[Any]
     scores: Float32
-
-    def first(self) -> "Recommendations":
-        """Return those for the first user, as many as are left."""
-        n = np.count_nonzero(np.isfinite(self.scores[0]))
-        return Recommendations(self.item_ids[0, :n], self.scores[0, :n])
-
-    def masked(self) -> "Recommendations":
-        """Return them with the ids as a masked array, if there is a place for which no item is left."""
-        is_left = np.isfinite(self.scores)
-        return self if is_left.all() else self._replace(item_ids=np.ma.masked_array(self.item_ids, ~is_left))
 
     def table(self, user_ids: pa.Array, schema: pa.Schema) -> pa.Table:
         """Return them as rows of user, item, score and rank (from 1), without the places for which no item is left."""

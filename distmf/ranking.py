@@ -15,8 +15,9 @@ from distmf.blocking import blocks_to_exclude
 from distmf.blocks import Blocks, is_blocks
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
-from distmf.factorization import MatrixFactorization, model_of
+from distmf.factorization import MatrixFactorization
 from distmf.heldout import Numbers, Places, known_items, on_engine, open_heldout, places_of, read
+from distmf.loading import model_of
 from distmf.model import Catalogue, Model, RatedReader
 from distmf.ratings import Ratings
 from distmf.sides import as_ids

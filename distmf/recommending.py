@@ -25,9 +25,10 @@ from distmf.blocks import PARTS, Blocks
 from distmf.choices import BOUNDS, Bound
 from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
-from distmf.factorization import MatrixFactorization, saved
+from distmf.factorization import MatrixFactorization
 from distmf.grid import BlockKey
 from distmf.jobs import job_folder, run_stage
+from distmf.loading import saved
 from distmf.model import ITEMS, USERS, Catalogue, Model, check_users
 from distmf.model import KIND as MODEL
 from distmf.sides import Side, as_ids

@@ -173,6 +173,15 @@ def test_recommend__refuses(folder: Path, tmp_path: Path) -> None:
         distmf.recommend_all(folder / "model", tmp_path / "other")
 
 
+def test_similar_items__are_no_more_than_there_are(folder: Path) -> None:
+    mf = distmf.load(folder / "model")
+    others = [item for item in mf.item_ids_.tolist() if item != 5]
+    assert sorted(mf.similar_items(5, n=500).ids.tolist()) == others
+    found = mf.similar_items([5, 7], n=500)
+    assert sorted(found.ids[0].compressed().tolist()) == others
+    assert np.isneginf(found.cosines[0]).sum() == np.ma.count_masked(found.ids[0]) == 1
+
+
 def test_similar_items__are_those_with_the_largest_cosines(folder: Path) -> None:
     mf = distmf.load(folder / "model")
     Q = mf.item_factors_ / np.linalg.norm(mf.item_factors_, axis=1, keepdims=True)

@@ -33,8 +33,10 @@ model
 heldout
 trainer folding warm parameters
 training
-preparing
-factorization datasets halving recommending exporting splitting
+preparing trained
+factorization datasets halving
+loading splitting
+recommending exporting
 evaluation ranking tuning describe options simulation footprint drawing
 charts maps
 page
