@@ -442,7 +442,7 @@ def local_cluster(n_workers: int, tls: Tls | None = None) -> Iterator[Client]:
                 security=security,
                 dashboard_address="127.0.0.1:0",  # None is the usual port, which another cluster may have
                 local_directory=folder.path,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # a worker that is ended tells of its last heartbeat as an error
             )
             stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, security=security, set_as_default=False))

@@ -11,6 +11,10 @@ DistMFError
 └── StoreError          (OSError)          something on disk is missing, damaged, of another version, or refused
 """
 
+import functools
+import sys
+from typing import Any, Self
+
 
 class DistMFError(Exception):
     """Base of every error that distmf raises on purpose."""
@@ -41,7 +45,24 @@ class GraphLostError(ClusterError):
 
 
 class NotFittedError(DistMFError, ValueError, AttributeError):
-    """The model has not been trained yet."""
+    """The model has not been trained yet. Where scikit-learn is imported, its error of that name catches this, too."""
+
+    def __new__(cls, *args: object) -> Self:
+        """Return an error that is scikit-learn's as well."""
+        theirs: Any = sys.modules.get("sklearn.exceptions")
+        ours: Any = cls
+        kind = ours if theirs is None else _both(ours, theirs.NotFittedError)
+        found: Self = super().__new__(kind, *args)
+        return found
+
+    def __reduce__(self) -> tuple[type["NotFittedError"], tuple[object, ...]]:
+        return NotFittedError, self.args  # there may be no scikit-learn in the other process
+
+
+@functools.cache
+def _both(ours: Any, theirs: Any) -> Any:
+    """Return what `except` takes for either."""
+    return type(ours.__name__, (ours, theirs), {"__module__": ours.__module__})
 
 
 class StoreError(DistMFError, OSError):

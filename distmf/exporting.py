@@ -63,6 +63,7 @@ def export(model: MatrixFactorization | str | Path, out: str | Path, format: For
         ratings, places = index.search(users[:100], 10)
 
         index = hnswlib.Index("ip", items.shape[1]); index.init_index(len(items)); index.add_items(items)
+        index.set_ef(200)  # how much it searches: more finds more of the best
         places, distances = index.knn_query(users[:100], 10)  # ratings are 1 - distances
     """
     check_choice("format", format, FORMATS)

@@ -238,7 +238,10 @@ class MatrixFactorization(Trained):
         check_names(options, MatrixFactorization.fit, block_ratings)
         parameters = checked(self.hyperparameters)
         if y is not None:
-            ratings = table_of(*pairs_of(ratings), y, sample_weight)
+            if given := [name for name in ("rating", "weight") if name in options]:
+                raise ParameterError(f"{', '.join(given)}: not with y; ratings are in y, and weights in sample_weight")
+            names = {name: options.pop(name, None) for name in ("user", "item")}
+            ratings = table_of(*pairs_of(ratings, **names), y, sample_weight)
         if sample_weight is not None:
             if y is None:
                 raise ParameterError("sample_weight goes with y; without, name the column of weights by weight=")

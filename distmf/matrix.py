@@ -11,7 +11,8 @@ from distmf.errors import ParameterError, RatingsError
 
 logger = logging.getLogger(__name__)
 
-FAR_ABOVE = 10  # times the highest rating; numbers of a user or an item that are more are no ratings
+NUMBERS = "biuf"  # kinds of types of NumPy
+FAR_ABOVE = 2  # times the highest rating; numbers of a user or an item that are more are no ratings
 
 IsSet = Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]
 
@@ -43,14 +44,15 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
     """
     if not callable(is_set):
         raise ParameterError(f"is_set is {is_set!r}; it is a function of an array of values, as distmf.non_negative")
-    kinds = f"give a path, a glob, a table or a matrix as ratings; this is of type {type(ratings).__name__}"
+    later = ", which .collect() makes a table of" if hasattr(ratings, "collect") else ""
+    kinds = f"give a path, a glob, a table or a matrix as ratings; this is of type {type(ratings).__name__}{later}"
     try:
         matrix = np.asarray(ratings)
     except ValueError as err:
         raise RatingsError(f"{kinds}, with rows of different lengths") from err
     if matrix.ndim != 2:
         raise RatingsError(kinds if not matrix.ndim else f"{kinds}, a matrix has 2 dimensions, this has {matrix.ndim}")
-    if matrix.dtype.kind not in "iuf":
+    if matrix.dtype.kind not in NUMBERS:
         raise RatingsError(f"the matrix has entries of type {matrix.dtype.name}; a matrix of numbers is needed")
     matrix = matrix.astype(np.float64)
     mask = np.asarray(is_set(matrix), dtype=np.bool_)

@@ -1,7 +1,7 @@
 """A model and ratings that it has not seen -> how good its lists of the best items are."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from distmf.arguments import check_whole, names_checked
 from distmf.blocking import blocks_to_exclude
-from distmf.blocks import Blocks, is_blocks
+from distmf.blocks import PARTS, Blocks, Part, is_blocks
 from distmf.engines import open_engine
 from distmf.errors import RatingsError
 from distmf.factorization import MatrixFactorization
@@ -67,8 +67,8 @@ def evaluate_ranking(
     relevant : float, optional
         Ratings from which on an item is one that the user liked; by default all that are rated.
     exclude : Blocks, str, Path, table or matrix, optional
-        Ratings that are left out of the lists, for what was trained on cannot be in `source` too: blocks, without what
-        they hold out, or what `block_ratings` takes; by default, if `source` is blocks, these.
+        Ratings that are left out of the lists, as in `MatrixFactorization.recommend`: what was rated there cannot be in
+        `source` too. By default, if `source` is blocks, what these do not hold out.
     among, without : array-like, optional
         As in `MatrixFactorization.recommend`.
     user, item, rating : str, optional
@@ -117,7 +117,8 @@ def evaluate_ranking(
         lists: list[tuple[Any, ...]] = [
             (n, some, users[first:last], items[first:last]) for some, (first, last) in zip(chunks, ends, strict=True)
         ]
-        prepare_search = partial(_search, blocks, items_among)
+        is_of_source = isinstance(heldout.source, Blocks) and blocks is not None and heldout.source.path == blocks.path
+        prepare_search = partial(_search, blocks, ("train",) if is_of_source else PARTS, items_among)
         judged = on_engine(
             engine, model, "ranking", prepare_search, _judged, lists, [len(some) for some in chunks], "users"
         )
@@ -171,8 +172,8 @@ class _Search(NamedTuple):
     items: Catalogue
 
 
-def _search(blocks: Blocks | None, among: Numbers, model: Model) -> _Search:
-    reader = None if blocks is None else RatedReader(blocks, model.items.map, ("train",))
+def _search(blocks: Blocks | None, parts: Sequence[Part], among: Numbers, model: Model) -> _Search:
+    reader = None if blocks is None else RatedReader(blocks, model.items.map, parts)
     return _Search(reader, model.catalogue(among))
 
 

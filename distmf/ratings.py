@@ -31,6 +31,7 @@ SAMPLED_PIECES, SAMPLED_ROWS = 8, 1 << 12  # to see how long ids are
 REMOTE_BUFFER_BYTES = 1 << 23  # a request takes longer
 MAGIC = b"PAR1"
 TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
+ISO_DATE = r"^\d{4}-\d{2}-\d{2}($|[T ])"  # whose order as text is that of time
 LARGEST = 1e30  # beyond it, predictions would not fit into float32
 
 
@@ -382,7 +383,8 @@ def _plain(id_type: pa.DataType) -> str:
 
 def _check_number_type(schema: pa.Schema, what: str, column: str, file: str) -> None:
     found = _value_type(schema, column)
-    if not (pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)):
+    kinds = pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean
+    if not any(is_one(found) for is_one in kinds):
         raise RatingsError(f"{file}: column {column!r} has type {found}; {what} must be numbers, so convert them")
 
 
@@ -406,6 +408,11 @@ def _checked(raw: pa.RecordBatch, ratings: Ratings) -> tuple[Batch, dict[Problem
     time = _decoded(raw, columns.time) if columns.time else None
     if columns.time and time is not None:
         found[Problem(columns.time, "null time")] = time.null_count
+        if pa.types.is_string(time.type) or pa.types.is_large_string(time.type):
+            is_iso = pc.sum(pc.match_substring_regex(time, ISO_DATE)).as_py() or 0
+            found[Problem(columns.time, "time", " as text that is not ISO 8601 (2026-11-27)")] = (
+                len(time) - time.null_count - is_iso
+            )
     batch = Batch(ids[0], ids[1] if len(ids) > 1 else None, numbers.get("ratings"), numbers.get("weights"), time)
     return batch, {key: n for key, n in found.items() if n}
 

@@ -21,7 +21,7 @@ from distmf.graph import State, of_all_chains
 from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
-from distmf.sources import gathered, plain
+from distmf.sources import column_of, gathered, plain
 from distmf.tasks import Training
 from distmf.vectors import Line
 
@@ -282,6 +282,8 @@ def as_ids(ids: Any, id_type: pa.DataType, name: str) -> pa.Array:
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     ids = gathered(ids)
+    if hasattr(ids, "columns"):  # of a table
+        ids = column_of(ids, name)
     if isinstance(ids, set | frozenset):
         ids = list(ids)
     if isinstance(ids, pa.Array):

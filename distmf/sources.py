@@ -4,6 +4,7 @@ Parquet is read where it lies. Everything else is written as Parquet first, a pa
 tables and datasets, what exports itself as an Arrow stream (pandas, polars, DuckDB), Dask DataFrames, matrices.
 """
 
+import codecs
 import contextlib
 import logging
 import posixpath
@@ -21,7 +22,7 @@ from pyarrow import compute
 
 from distmf.errors import ParameterError, RatingsError
 from distmf.filesystem import display_name, one_line, opened
-from distmf.matrix import IsSet, not_nan, set_entries
+from distmf.matrix import NUMBERS, IsSet, not_nan, set_entries
 from distmf.ratings import TEXT, Columns, check_columns, check_distinct, column_names, files_of, read_ids
 from distmf.sizes import counted
 from distmf.store import Folder, temporary_folder
@@ -36,6 +37,7 @@ KNOWN = {
     "time": ("timestamp", "time", "date", "datetime", "ratedat"),
 }
 NEEDED = "user", "item", "rating"  # each in a column of its own
+INDEX = "__index_level_"  # how the names of columns begin that pandas makes of an index without one
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 REFUSED = re.compile(r"(?:column #(\d+): )?Row #(\d+): (?:CSV conversion error to (\w+): invalid value )?(.*)")
@@ -81,17 +83,16 @@ def as_parquet(
     if isinstance(source, str | Path):
         files = files_of(source)
         if not all(_is_text(path) for _, path in files):
-            yield source, _columns(column_names(source), names, str(source))
+            yield source, _columns(column_names(source), names, display_name(*files[0]))
             return
     with temporary_folder(f"{str(beside).rstrip('/')}.source") as folder, _named(folder) as origins:
         if isinstance(source, str | Path):
             origins[:] = [display_name(fs, path) for fs, path in files]
             columns = _write_text(files, folder, names)
         elif hasattr(source, "to_parquet") and hasattr(source, "npartitions"):
-            there = [str(name) for name in source.columns]
+            source = source if source.index.name is None else source.reset_index()
             origins[:] = ["the Dask DataFrame"]
-            columns = _columns(there, names, "the Dask DataFrame")
-            check_columns(there, columns, "the Dask DataFrame")
+            columns = _columns([str(name) for name in source.columns], names, "the Dask DataFrame")
             _write_dask(source[columns.names], folder, client)
         else:
             schema, batches, what = _batches(source, is_set)
@@ -128,8 +129,10 @@ def gathered(frame: Any) -> Any:
     return frame.compute() if hasattr(frame, "npartitions") and hasattr(frame, "compute") else frame
 
 
-def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
+def pairs_of(pairs: Any, user: str | None = None, item: str | None = None) -> tuple[pa.Array, pa.Array]:
     """Return the users and the items of pairs: of a table with a column of each, or an array of shape (n, 2).
+
+    Of a table of two columns, users are in the first, if their names do not say otherwise.
 
     Raises
     ------
@@ -139,8 +142,7 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     pairs = gathered(pairs)
     if hasattr(pairs, "columns") or hasattr(pairs, "__arrow_c_stream__"):
         schema, batches, what = _batches(pairs, not_nan)
-        columns = _columns(schema.names, {"user": None, "item": None}, what)
-        check_columns(schema.names, columns, what)
+        columns = _pair_columns(schema.names, {"user": user, "item": item}, what)
         found = list(batches)
         users, items = (
             pa.chunked_array([plain(batch[name]) for batch in found], _plain_type(schema.field(name).type))
@@ -151,6 +153,29 @@ def pairs_of(pairs: Any) -> tuple[pa.Array, pa.Array]:
     if array.ndim != 2 or array.shape[1] != 2:
         raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
     return pa.array(array[:, 0]), pa.array(array[:, 1])
+
+
+def _pair_columns(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
+    own = [name for name in there if not name.startswith(INDEX)]
+    if len(own) == 2 and not any(names.values()):
+        user, item = (only_one_of(own, KNOWN[what], what, source) for what in names)
+        if user is None and item is None:
+            user, item = own
+            logger.info("%s: users are taken from %r, and items from %r", source, user, item)
+        names = {"user": user or own[own[0] == item], "item": item or own[own[0] == user]}
+    try:
+        return _columns(own, names, source)
+    except RatingsError as err:
+        raise RatingsError(f"{err}; or give a table of two columns, users first") from err
+
+
+def column_of(table: Any, what: str) -> pa.Array:
+    """Return the ids in a table: in its only column, or the one that is called so."""
+    schema, batches, source = _batches(table, not_nan)
+    own = [name for name in schema.names if not name.startswith(INDEX)]
+    name = own[0] if len(own) == 1 else _columns(own, {what: None}, source).ids[0]
+    found = pa.chunked_array([plain(batch[name]) for batch in batches], _plain_type(schema.field(name).type))
+    return found.combine_chunks()
 
 
 def ids_of(source: str | Path, what: Literal["user", "item"], column: str | None = None) -> pa.Array:
@@ -169,6 +194,7 @@ def table_of(users: pa.Array, items: pa.Array, ratings: Any, weights: Any = None
     """Return ratings of pairs as a table, with weights in the column `weight`, if there are any."""
     given = {"y": ratings} if weights is None else {"y": ratings, "sample_weight": weights}
     columns = {name: np.asarray(values) for name, values in given.items()}
+    columns = {name: values[:, 0] if values.shape[1:] == (1,) else values for name, values in columns.items()}
     for name, values in columns.items():
         if values.shape != (len(users),):
             needed = f"(n,), for {counted(len(users), 'pair')}"
@@ -203,6 +229,7 @@ def _columns(there: Sequence[str], names: dict[str, str | None], source: str) ->
         found[what] = only_one_of(there, known, what, source) or getattr(Columns(), what) or "timestamp"
     columns = Columns(**found, weight=names.get("weight"))
     check_distinct(columns, source)
+    check_columns(there, columns, source)
     guessed = {what: name for what, name in found.items() if what in names and names[what] is None}
     if any(name != getattr(Columns(), what) for what, name in guessed.items()):
         logger.info("%s: %s", source, ", ".join(f"{what}s are in {name!r}" for what, name in guessed.items()))
@@ -230,6 +257,8 @@ def _batches(source: Any, is_set: IsSet) -> tuple[pa.Schema, Iterator[pa.RecordB
         return _batches(pa.Table.from_pandas(source, preserve_index=False), is_set)
     if hasattr(source, "tocoo"):
         matrix = source.tocoo()
+        if matrix.dtype.kind not in NUMBERS:
+            raise RatingsError(f"the matrix has entries of type {matrix.dtype.name}; a matrix of numbers is needed")
         rows, cols, values = matrix.row, matrix.col, matrix.data
     else:
         dense, mask = set_entries(source, is_set)
@@ -243,7 +272,6 @@ def _write_batches(
     schema: pa.Schema, batches: Iterator[pa.RecordBatch], source: str, folder: Folder, names: dict[str, str | None]
 ) -> Columns:
     columns = _columns(schema.names, names, source)
-    check_columns(schema.names, columns, source)
     kept = pa.schema([(name, _plain_type(schema.field(name).type)) for name in columns.names])
     with folder.create("part-0.parquet") as file, pq.ParquetWriter(file, kept) as writer:
         for batch in batches:
@@ -270,7 +298,10 @@ def plain(column: pa.Array) -> pa.Array:
 
 def _write_dask(frame: Any, folder: Folder, client: Any) -> None:
     """Have the workers write the partitions of a Dask DataFrame, each its own."""
-    written = frame.to_parquet(str(folder), write_index=False, compute=False)
+    # Whose values there are of categories, each partition says by itself.
+    has_categories = any(str(kind) == "category" for kind in frame.dtypes)
+    schema = None if has_categories else "infer"
+    written = frame.to_parquet(str(folder), write_index=False, compute=False, schema=schema)
     if client is None:
         written.compute()
     else:
@@ -313,7 +344,7 @@ def _write_texts(
             raw = stack.enter_context(opened(fs, path))
             compression = COMPRESSED.get(posixpath.splitext(path)[1].lower())
             text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
-            first = text.read(1 << 16)
+            first = text.read(1 << 16).removeprefix(codecs.BOM_UTF8)
             head, _, _ = first.partition(b"\n")
             if b"\0" in head:
                 raise RatingsError(NOT_UTF8.format(where))
@@ -327,11 +358,11 @@ def _write_texts(
             writer = stack.enter_context(pq.ParquetWriter(file, schema))
             try:
                 for batch in reader:
-                    arrays = [
-                        _integers(batch[name], name, where) if kinds.get(name) == pa.int64() else batch[name]
-                        for name in columns.names
-                    ]
-                    writer.write_batch(pa.record_batch(arrays, schema=schema))
+                    arrays = {name: batch[name] for name in columns.names}
+                    for name in columns.ids:
+                        ids = compute.utf8_trim_whitespace(batch[name])
+                        arrays[name] = ids if name in strings else _integers(ids, name, where)
+                    writer.write_batch(pa.record_batch(list(arrays.values()), schema=schema))
             except pa.ArrowInvalid as err:
                 raise lines.refused(err) from err
     assert columns is not None
@@ -403,12 +434,16 @@ class _Lines(NamedTuple):
         """Return what a first line says, which has a column at least for each of `user`, `item`, `rating` needed."""
         delimiter = next((mark for mark in ("::", "\t", ";", ",") if mark in head), "," if len(needed) == 1 else None)
         if delimiter is None:
-            raise RatingsError(f"{where}: there are no columns in its first line, {head[:80]!r}; put commas between")
+            raise RatingsError(
+                f"{where}: there are no columns in its first line, {head[:80]!r}; put commas, semicolons, tabs or :: "
+                "between"
+            )
         fields = head.split(delimiter)
         if len(fields) < len(needed):
             which = ", ".join(f"{what}s" for what in needed[:-1]) + f" and {needed[-1]}s"
             raise RatingsError(f"{where}: {which} need a column each; its first line is {head[:80]!r}")
-        has_names = not all(NUMBER.fullmatch(field.strip('"')) for field in fields[:3])
+        is_number = [bool(NUMBER.fullmatch(field.strip().strip('"'))) for field in fields]
+        has_names = not (is_number[2] if len(needed) == len(NEEDED) else all(is_number[:3]))
         others = ["timestamp"] if len(fields) == 4 else [f"column {n}" for n in range(4, len(fields) + 1)]
         unnamed = ["user_id", "item_id", "rating", *others] if len(fields) > 1 else [f"{needed[0]}_id"]
         named = [field.strip().strip('"') for field in fields]

@@ -96,7 +96,8 @@ def split(
     weight : str, optional
         Name of a column of weights.
     time : str, optional
-        For "last", the name of a column of times, of any type with an order; by default as user, item and rating.
+        For "last", the name of a column of times, of any type with an order, as text in
+        ISO 8601; by default as user, item and rating.
     seed : int
         Of what is drawn.
     client, threads

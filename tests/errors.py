@@ -107,6 +107,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.MatrixFactorization(2)\nmf.fit(np.zeros((3, 3)), [1, 2, 3])": RATINGS,
         "mf = distmf.MatrixFactorization(2)\nmf.fit(np.zeros((3, 2), int), [1, 2])": RATINGS,
         "mf = distmf.MatrixFactorization(2)\nmf.fit('ratings', sample_weight=[1, 2])": PARAMETER,
+        "mf = distmf.MatrixFactorization(2)\nmf.fit(np.ones((2, 2), int), [1, 2], rating='r')": PARAMETER,
+        "mf = distmf.load('model')\nmf.predict(pa.table({'u': [1], 'i': [2], 't': [3]}))": RATINGS,
     },
     "Blocking": {
         "distmf block ratings": USAGE,

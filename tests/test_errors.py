@@ -88,6 +88,7 @@ ELSEWHERE = {
     "trainer: workers have joined or left the cluster": (
         "test_cluster.py::test_fit__goes_on_from_the_last_state_when_a_worker_is_lost"
     ),
+    "sources: the matrix has entries of type …; a": "test_sources.py::test_matrices__of_other_entries_are_refused",
 }
 
 

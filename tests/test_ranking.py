@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = table.slice(2000).to_pydict()
     more = {"user_id": [3, 3, 999], "item_id": [777, 778, 5], "rating": [5.0, 5.0, 5.0]}  # items and a user not seen
     write(folder / "test.parquet", {name: [*column, *more[name]] for name, column in columns.items()})
-    blocks = block_ratings(folder / "train.parquet", folder / "b", grid=(2, 2))
+    blocks = block_ratings(folder / "train.parquet", folder / "b", grid=(2, 2), holdout=0.2)
     MatrixFactorization(4, epochs=5).fit(blocks).save(folder / "m")
     return folder
 
@@ -63,6 +63,18 @@ def test_evaluate_ranking__is_what_the_definitions_say(
             liked.setdefault(user, set()).add(item)
     found = evaluate_ranking(mf, folder / "test.parquet", n, relevant=relevant, **options)  # type: ignore[arg-type]
     assert found == pytest.approx(by_hand(mf, liked, n, **options), abs=1e-12)
+
+
+def test_evaluate_ranking__of_blocks_lists_what_they_hold_out(folder: Path) -> None:
+    """And of anything else leaves that out as well: it was rated."""
+    mf, blocks = distmf.load(folder / "m"), distmf.open_blocks(folder / "b")
+    of_blocks = evaluate_ranking(mf, blocks, 60)
+    assert of_blocks == evaluate_ranking(mf, folder / "b", 60, exclude=blocks)
+    assert of_blocks["recall"] == 1
+    assert evaluate_ranking(mf, folder / "train.parquet", 60, exclude=blocks)["hit_rate"] == 0
+    test = folder / "test.parquet"
+    by_blocks = evaluate_ranking(mf, test, exclude=blocks)
+    assert by_blocks == evaluate_ranking(mf, test, exclude=folder / "train.parquet")
 
 
 def test_ndcg__is_that_of_scikit_learn(folder: Path, tmp_path: Path) -> None:

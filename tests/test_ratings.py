@@ -223,7 +223,7 @@ def test_open_ratings__refuses_one_column_for_two_things(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "type_name"), [([True] * 4, "bool"), (["1"] * 4, "string"), ([[1.0]] * 4, "list")], ids=str
+    ("values", "type_name"), [([b"1"] * 4, "binary"), (["1"] * 4, "string"), ([[1.0]] * 4, "list")], ids=str
 )
 def test_open_ratings__refuses_ratings_that_are_not_numbers(values: list[Any], type_name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "bad.parquet", with_column("rating", values))

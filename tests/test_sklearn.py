@@ -1,5 +1,6 @@
 """What scikit-learn expects of an estimator; it is no dependency but of these tests."""
 
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -55,6 +56,9 @@ def test_clone__has_the_parameters_and_no_model(table: pa.Table) -> None:
         other.predict(pairs(table, "array"))
     with pytest.raises(SklearnNotFittedError):
         check_is_fitted(other)
+    with pytest.raises(SklearnNotFittedError) as caught:
+        other.score(pairs(table, "array"), table["rating"])
+    assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value)
     check_is_fitted(mf)
     assert is_regressor(mf)
 
@@ -70,6 +74,25 @@ def test_fit__takes_pairs_and_ratings(kind: str, table: pa.Table) -> None:
     assert mf.score(X, y) == pytest.approx(r2_score(y, predicted), abs=1e-6)
     with pytest.raises(RatingsError, match=r"array of shape \(n, 2\); this has the shape \(5,\)"):
         mf.predict(np.arange(5))
+
+
+def test_fit__takes_pairs_under_other_names(table: pa.Table) -> None:
+    y = table["rating"].to_numpy()
+    whole = MatrixFactorization(4, epochs=5).fit(table)
+    more = table.select(["user_id", "item_id"]).rename_columns(["who", "what"]).to_pandas().sample(frac=1)
+    two = MatrixFactorization(4, epochs=5).fit(more, y[more.index])
+    three = more.assign(user=1)
+    named = MatrixFactorization(4, epochs=5).fit(three, y[more.index].reshape(-1, 1), user="who", item="what")
+    for mf in two, named:
+        np.testing.assert_array_equal(mf.user_factors_, whole.user_factors_)
+    np.testing.assert_array_equal(two.predict(more.rename(columns={"what": "user_id"})[["user_id", "who"]][:0]), [])
+    swapped = more.rename(columns={"what": "userId", "who": "other"})[["other", "userId"]]
+    expected = whole.predict(swapped["userId"], swapped["other"])
+    np.testing.assert_array_equal(whole.predict(swapped), expected)
+    with pytest.raises(RatingsError, match=r"no column 'item_id'; .*; or give a table of two columns, users first"):
+        two.predict(three)
+    with pytest.raises(ParameterError, match="rating: not with y; ratings are in y, and weights in sample_weight"):
+        two.fit(more, y[more.index], rating="r")
 
 
 def test_weights__are_those_of_a_column(table: pa.Table) -> None:

@@ -252,3 +252,85 @@ def test_predict__takes_pairs_as_text(text: str, table: pa.Table, tmp_path: Path
     (tmp_path / "p.csv").write_text(text)
     assert run("predict", tmp_path / "m", tmp_path / "p.csv", tmp_path / "out.parquet").exit_code == 0
     np.testing.assert_array_equal(pq.read_table(tmp_path / "out.parquet")["prediction"], mf.predict([7, 8], [3, 3]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffuser,item,rating\n1,2,3\n2,3,4\n",
+        "\ufeff1,2,3\n2,3,4\n",
+        "userId, movieId, rating\n1, 2, 3\n 2 , 3, 4\n",
+        "1, 2, 3\n2, 3, 4\n",
+    ],
+)
+def test_text__may_begin_with_a_mark_and_have_spaces(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(text)
+    blocks = block_ratings(tmp_path / "r.csv", tmp_path / "b")
+    assert [sorted(blocks.ids(side)["id"].to_pylist()) for side in ("user", "item")] == [[1, 2], [2, 3]]
+
+
+def test_text__without_names_may_have_strings(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("alice,matrix,5\nbob,alien,4\n")
+    assert sorted(block_ratings(tmp_path / "r.csv", tmp_path / "b").ids("user")["id"].to_pylist()) == ["alice", "bob"]
+
+
+def test_columns__are_told_of_when_they_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "r.csv").write_text("User ID,Title,Score\n1,2,3\n")
+    with caplog.at_level("INFO", "distmf"):
+        with pytest.raises(RatingsError, match="there is no column 'item_id'"):
+            block_ratings(tmp_path / "r.csv", tmp_path / "b")
+        assert "are in" not in caplog.text
+        block_ratings(tmp_path / "r.csv", tmp_path / "b", item="Title")
+    assert caplog.text.count("users are in 'User ID', ratings are in 'Score'") == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_dask__may_have_categories_and_an_index(known: bool, table: pa.Table, tmp_path: Path) -> None:
+    block_ratings(table.set_column(0, "user_id", names_of(table)), tmp_path / "expected")
+    frame = table.set_column(0, "user_id", names_of(table)).to_pandas().astype({"user_id": "category"})
+    if known:
+        parts = dd.from_pandas(frame.set_index("item_id").sort_index(), npartitions=3)
+    else:
+        frame.to_parquet(tmp_path / "categories.parquet", row_group_size=1000)
+        parts = dd.read_parquet(tmp_path / "categories.parquet", split_row_groups=True, categories=["user_id"])
+        assert not parts["user_id"].cat.known
+    block_ratings(parts, tmp_path / "b")
+    assert files(tmp_path / "b") == files(tmp_path / "expected")
+
+
+def names_of(table: pa.Table) -> pa.Array:
+    return pa.array([f"user {user}" for user in table["user_id"].to_pylist()])
+
+
+def test_ids__may_be_a_column_of_a_table(table: pa.Table, tmp_path: Path) -> None:
+    mf = MatrixFactorization(2, epochs=2).fit(table)
+    users, items = pandas.DataFrame({"who": [3, 5]}), pl.DataFrame({"title": ["a", "b"], "movieId": [7, 8]})
+    expected = mf.recommend([3, 5], 1, among=[7, 8])
+    np.testing.assert_array_equal(mf.recommend(users, 1, among=items).item_ids, expected.item_ids)
+    np.testing.assert_array_equal(mf.similar_items(items).ids, mf.similar_items([7, 8]).ids)
+    assert distmf.recommend_all(mf, tmp_path / "out", 1, users=users, among=items) == 2
+    with pytest.raises(RatingsError, match=r"there is no column 'user_id'; there are: 'title', 'movieId'"):
+        mf.recommend(items)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "pandas"])
+def test_ratings__may_be_truth_values(kind: str) -> None:
+    def made(matrix: Any) -> Any:
+        rows, cols = np.nonzero(np.ones_like(matrix))
+        if kind == "sparse":
+            return sparse.coo_array((matrix.ravel(), (rows, cols)), shape=matrix.shape)
+        columns = {"user": rows, "item": cols, "rating": matrix.ravel()}
+        return matrix if kind == "dense" else pandas.DataFrame(columns)
+
+    matrix = np.random.default_rng(0).random((30, 20)) < 0.5
+    mf, expected = (
+        MatrixFactorization(2, epochs=2, loss="logistic").fit(made(each)) for each in (matrix, matrix.astype(np.int64))
+    )
+    np.testing.assert_array_equal(mf.reconstruct(), expected.reconstruct())
+
+
+def test_matrices__of_other_entries_are_refused() -> None:
+    with pytest.raises(RatingsError, match="the matrix has entries of type complex128; a matrix of numbers is needed"):
+        MatrixFactorization().fit(sparse.coo_array(np.array([[1j, 2]])))
+    with pytest.raises(RatingsError, match=r"this is of type LazyFrame, which \.collect\(\) makes a table of"):
+        MatrixFactorization().fit(pl.LazyFrame({"user": [1], "item": [2], "rating": [3.0]}))

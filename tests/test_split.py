@@ -216,3 +216,14 @@ def test_split__command(table: pa.Table, tmp_path: Path) -> None:
     refused = run("split", path, tmp_path / "a", "--test-size", 3)
     assert refused.exit_code == 2
     assert "--test-size is 3; it can be a share between 0 and 1" in refused.stderr
+
+
+def test_split__by_time_as_text_takes_iso_dates_only(tmp_path: Path) -> None:
+    columns = {"user_id": [1, 1, 1], "item_id": [1, 2, 3], "rating": [1.0, 2.0, 3.0]}
+    dates = ["2020-12-31", "2021-01-02T10:00", "2020-01-01 09:00"]
+    split(pa.table({**columns, "date": dates}), tmp_path / "a", by="last")
+    assert pq.read_table(tmp_path / "a/test")["item_id"].to_pylist() == [2]
+    match = r"column 'date' has \d times as text that is not ISO 8601 \(2026-11-27\)"
+    for dates in (["31/12/2020", "2/1/2021", "10/2/2021"], ["8", "10", "2020-01-01"]):
+        with pytest.raises(RatingsError, match=match):
+            split(pa.table({**columns, "date": dates}), tmp_path / "b", by="last")

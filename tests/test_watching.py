@@ -39,6 +39,8 @@ def on_terminal(
     terminal, of_process = pty.openpty()
     fcntl.ioctl(of_process, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
     variables = {**os.environ, "TERM": "xterm-256color", **more}
+    for name in "COLUMNS", "LINES":  # of the terminal that the tests run on
+        variables.pop(name, None)
     words, streams = [sys.executable, *map(str, command)], dict.fromkeys(("stdin", "stdout", "stderr"), of_process)
     with subprocess.Popen(words, env=variables, start_new_session=True, **streams) as process:  # type: ignore[call-overload]
         os.close(of_process)
