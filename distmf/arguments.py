@@ -9,6 +9,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from distmf.errors import ParameterError
 
+# What Surprise, implicit, Spark, cmfrec and scikit-learn call it, and what it is here.
+ELSEWHERE = {
+    **dict.fromkeys(("n_factors", "factors", "k", "n_components", "dim", "embedding_dim"), "rank"),
+    **dict.fromkeys(("n_epochs", "iterations", "n_iter", "max_iter", "niter"), "epochs"),
+    **dict.fromkeys(("learning_rate", "lr", "lr_all", "eta"), "step_size"),
+    **dict.fromkeys(("regularization", "reg_all", "reg_param", "lambda", "alpha"), "reg"),
+    **dict.fromkeys(("random_state", "random_seed"), "seed"),
+    **dict.fromkeys(("n_jobs", "num_threads", "nthreads"), "threads"),
+    **dict.fromkeys(("test_share", "validation_split", "validation"), "holdout"),
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -16,11 +27,16 @@ R = TypeVar("R")
 def similar(word: object, words: Iterable[str]) -> str | None:
     """Return the one of some words that may be meant, None if there is none like it.
 
+    What other libraries call a thing is known.
+
     Examples
     --------
     >>> similar("hubr", ["squared", "huber"])
     'huber'
     """
+    words = list(words)
+    if (known := ELSEWHERE.get(str(word).strip("-_").replace("-", "_"))) in words:
+        return known
     return next(iter(difflib.get_close_matches(str(word), list(words), n=1)), None)
 
 

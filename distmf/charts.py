@@ -44,10 +44,11 @@ def learning_curves(history: History, chain: int = 0) -> Chart:
     lines = {} if simpler is None else {"mean only": simpler.mean, "biases only": simpler.biases}
     last = max(x_end, len(history))
     begin, end = (1.0, last) if last > 1 else (0.5, 1.5)
-    for name, value in {**lines, "noise": history.noise}.items():
-        if value is not None:
-            figure.line([begin, end], [value, value], color=GREY, line_width=1.5, line_dash="dashed")
-            label(figure, end, value, f"{name} {value:.4f}")
+    if history.noise is not None:
+        lines["noise"] = history.noise
+    for name, value in lines.items():
+        figure.line([begin, end], [value, value], color=GREY, line_width=1.5, line_dash="dashed")
+        label(figure, end, value, f"{name} {value:.4f}", above=name == max(lines, key=lambda each: lines[each]))
     if history.best_epoch is not None:
         figure.add_layout(
             Span(location=history.best_epoch, dimension="height", line_color=INK, line_dash="dotted", line_width=1)
@@ -84,8 +85,11 @@ def step_sizes(history: History, *, adapts: bool) -> Chart:
     return Chart("step-sizes", "Step size", figure, text)
 
 
-def residual_histogram(residuals: Residuals, rating_range: tuple[float, float], which: str) -> Chart:
+def residual_histogram(
+    residuals: Residuals, rating_range: tuple[float, float], which: str, *, is_weighted: bool
+) -> Chart:
     """Return the number of ratings by their error; `which` says in words what these are."""
+    by_weight = "by weight and " if is_weighted else ""
     low, high = rating_range
     width = high - low or 1.0
     counts, n = residuals.by_error, residuals.n
@@ -116,7 +120,7 @@ def residual_histogram(residuals: Residuals, rating_range: tuple[float, float], 
     figure.yaxis.ticker.min_interval = 1
     text = (
         f"{counted(n, 'rating')} {which}, with predictions clipped to {low:g} to {high:g}: RMSE {residuals.rmse:.4f}, "
-        f"mean error {mean:+.4f}; the numbers on top are without clipping. "
+        f"mean error {mean:+.4f}; the numbers on top are {by_weight}without clipping. "
         "Right of 0 are ratings that were better than predicted. Bars above the curve far from 0 are outliers."
     )
     return Chart("residuals", "How large the errors are", figure, text, keys)
@@ -164,6 +168,8 @@ def error_by_count(sums: Floats, side: str, rmse: float) -> Chart:
     source = {
         "name": names,
         "rmse": [bucket["rmse"] for bucket in found],
+        "mae": [bucket["mae"] for bucket in found],
+        "n": [bucket["n"] for bucket in found],
         "text": [f"{bucket['rmse']:.4f}, {counted(bucket['n'], 'rating')}" for bucket in found],
     }
     figure = new_figure(
@@ -173,7 +179,9 @@ def error_by_count(sums: Floats, side: str, rmse: float) -> Chart:
         y_range=FactorRange(*names[::-1]),
     )
     colour = BLUE if side == "item" else GREEN
-    figure.hbar("name", 0.8, "rmse", source=source, color=colour, fill_alpha=0.35, line_color=None)
+    bars = figure.hbar("name", 0.8, "rmse", source=source, color=colour, fill_alpha=0.35, line_color=None)
+    shown = {"RMSE": "@rmse{0.0000}", "MAE": "@mae{0.0000}", "of": "@n{0,0} ratings"}
+    show_on_hover(figure, [bars], None, **{f"ratings of the {side}": "@name"}, **shown)
     figure.text(0, "name", "text", source=source, x_offset=6, text_baseline="middle", **TEXT)
     figure.add_layout(Span(location=rmse, dimension="height", line_color=INK, line_dash="dashed", line_width=1))
     figure.x_range.start = 0

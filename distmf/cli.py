@@ -23,6 +23,7 @@ from distmf.options import (
     CountOrShare,
     Number,
     OneOrTwo,
+    Whole,
     block_options,
     client_for,
     cluster_options,
@@ -108,7 +109,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
 @threads_option
 @output_options
 def demo(seed: int, threads: int | None, as_json: bool, quiet: bool) -> None:
@@ -137,7 +138,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     """Block ratings once, to train on them many times.
 
     RATINGS is Parquet or text (.csv, .tsv, .dat): a file, a folder, a glob or a URL. BLOCKS is a folder, or the URL of
-    one.
+    one; blocks that are there are replaced.
     """
     from distmf.describe import describe
 
@@ -155,7 +156,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--reg", type=OneOrTwo(0, auto=True), help="Regularisation of the factors, per rating.  [default: auto]")
 @click.option(
     "--epochs",
-    type=click.IntRange(1, 2**31),
+    type=Whole(1, 2**31),
     help="Passes over the ratings, at most.  [default: 15; for each posterior sample 200]",
 )
 @objective_options
@@ -167,7 +168,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
 @click.option("--max-seconds", type=Number(0), help="Stop after so many seconds of training.")
 @click.option(
     "--posterior-samples",
-    type=click.IntRange(0, MAX_SAMPLES),
+    type=Whole(0, MAX_SAMPLES),
     help="Average over so many chains of draws from the posterior; there is no --reg to choose then.  [default: 0]",
 )
 @seed_option
@@ -183,7 +184,7 @@ def block(ratings: str, blocks: str, as_json: bool, quiet: bool, **given: Any) -
     shell_complete=complete_folder,
     help="Save progress here; a folder or URL that all workers see.",
 )
-@click.option("--checkpoint-every", type=click.IntRange(1), help="Epochs between checkpoints.  [default: 1]")
+@click.option("--checkpoint-every", type=Whole(1), help="Epochs between checkpoints.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
 @threads_option
 @memory_option
@@ -293,7 +294,7 @@ def fold_in(model: str, ratings_or_blocks: str, out: str, as_json: bool, quiet: 
 @main.command()
 @click.argument("model", shell_complete=complete_folder)
 @click.argument("ratings", shell_complete=complete_file)
-@click.option("--ranking", metavar="N", type=click.IntRange(1), help="Judge lists of the N best items as well.")
+@click.option("--ranking", metavar="N", type=Whole(1), help="Judge lists of the N best items as well.")
 @click.option(
     "--relevant", type=Number(), help="For --ranking: ratings from which on an item was liked.  [default: all]"
 )
@@ -435,7 +436,7 @@ def predict(
     help="Parquet or text with the ids of the users.  [default: all that were trained on]",
 )
 @click.option("--user", metavar="COLUMN", help="Column of the ids in --users.  [default: user_id, or as it is called]")
-@click.option("-n", type=click.IntRange(1), default=10, show_default=True, help="Items for each user.")
+@click.option("-n", type=Whole(1), default=10, show_default=True, help="Items for each user.")
 @click.option(
     "--exclude",
     metavar="RATINGS",

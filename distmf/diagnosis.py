@@ -95,7 +95,7 @@ def diagnose(
         found = _of_draws(history, chain)
     else:
         steps = _step_too_large(history, adapts_step) or _step_too_small(history, adapts_step)
-        found = [steps or _no_signal(history, over_auto) or _reg_too_large(history, over_auto)]
+        found = [steps or _no_signal(history, over_auto, adapts_step=adapts_step) or _reg_too_large(history, over_auto)]
         if not any(found):
             found = [_overfitting(history), _at_the_noise(history)]
         if not any(found):
@@ -112,7 +112,7 @@ def _of_draws(history: History, chain: int) -> list[Finding | None]:
         ended = f"the time was over after {counted(len(history), 'epoch')} of chains of {chain}"
         why = ended if history.stopped == "time" else f"chains of {counted(chain, 'epoch')} are short"
         return [Finding("still falling", f"It can get better: {why}; 200 epochs each are the default.")]
-    return [_no_signal(history, 1.0) or _at_the_noise(history)]
+    return [_no_signal(history, 1.0, adapts_step=True) or _at_the_noise(history)]
 
 
 def _step_too_large(history: History, adapts_step: bool) -> Finding | None:
@@ -176,7 +176,7 @@ def _still_falling(history: History, adapts_step: bool) -> Finding | None:
         return Finding(
             "still falling", f"{counted(len(history), 'epoch')} cannot tell: give it at least {LEAST_EPOCHS}."
         )
-    if fall < FALL:
+    if fall < (FALL if adapts_step else COMES_TO_REST):  # a step that adapts has gone to zero
         return None
     if history.holdout_error is None:
         return Finding(
@@ -195,9 +195,9 @@ def _still_falling(history: History, adapts_step: bool) -> Finding | None:
     )
 
 
-def _no_signal(history: History, over_auto: float) -> Finding | None:
-    found = history.compared
-    if found is None or found.model is None or _fall(_errors(history)) is None:
+def _no_signal(history: History, over_auto: float, *, adapts_step: bool) -> Finding | None:
+    found, fall = history.compared, _fall(_errors(history))
+    if found is None or found.model is None or fall is None or (not adapts_step and fall >= COMES_TO_REST):
         return None
     mean, bias, error = found.mean, found.biases, found.model
     best = best_on_holdout(history)  # an epoch that was better tells of a signal, and of what came after it

@@ -81,9 +81,10 @@ def show_on_hover(figure: Any, renderers: list[Any], mode: str | None, **shown: 
     figure.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, mode=mode or "mouse", limit=MOST_SHOWN))
 
 
-def label(figure: Any, x: float, y: float, text: str) -> None:
-    """Write text above the end of a line."""
-    figure.add_layout(Label(x=x, y=y, text=text, text_align="right", y_offset=3, **TEXT))
+def label(figure: Any, x: float, y: float, text: str, *, above: bool) -> None:
+    """Write text above or below the end of a line."""
+    place = {"text_baseline": "bottom", "y_offset": 3} if above else {"text_baseline": "top", "y_offset": -3}
+    figure.add_layout(Label(x=x, y=y, text=text, text_align="right", **place, **TEXT))
 
 
 def ramp(palette: Sequence[str]) -> str:

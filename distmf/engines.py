@@ -29,6 +29,8 @@ def open_engine(client: Any = None, threads: int | None = None) -> Engine:
         raise ParameterError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
     if not hasattr(client, "scheduler"):
         raise ParameterError(f"client is {client!r}; it is a distributed.Client, as Client('tcp://host:8786') makes it")
+    if getattr(client, "status", "running") in ("closing", "closed"):
+        raise ParameterError("client is closed; connect again, as by Client('tcp://host:8786')")
     from distmf.cluster import ClusterEngine  # noqa: PLC0415 (imports distributed, which takes a second)
 
     return ClusterEngine(client)

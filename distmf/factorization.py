@@ -281,6 +281,7 @@ class MatrixFactorization(Trained):
             trainer.progress = progress = progress._replace(before=progress.state, anchor=progress.state)
             forget(training.blocks.path)  # the model needs the memory
             give_back_idle_memory()
+            measure = training.hyper.objective.details.measure
             if progress.state.epoch:
                 history = History(
                     progress.epochs,
@@ -290,8 +291,8 @@ class MatrixFactorization(Trained):
                     best_epoch=trainer.best_epoch,
                     cooled=trainer.cooled,
                     baselines=trainer.baselines,
-                    noise=training.blocks.settings["noise"],
-                    measure=training.hyper.objective.details.measure,
+                    noise=training.blocks.settings["noise"] if measure == "RMSE" else None,
+                    measure=measure,
                     ratings_per_second=trainer.ratings_per_second,
                 )
                 model = Model.of_training(training, progress.state, history, trainer.told(residuals))

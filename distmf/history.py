@@ -98,7 +98,8 @@ class History(Sequence[Epoch]):
     baselines : Baselines or None
         Errors of simpler models on the same ratings.
     noise : float or None
-        RMSE that no model gets below: the standard deviation of ratings that repeat a pair; None if there are too few.
+        RMSE that no model gets below: the standard deviation of ratings that repeat a pair; None if there are too few,
+        or errors are no RMSE.
     measure : str
         What errors are: "RMSE" in units of the ratings, or the mean of another loss.
     ratings_per_second : float or None

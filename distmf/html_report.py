@@ -6,11 +6,14 @@ from typing import Any
 
 from distmf.errors import DistMFError, ParameterError
 from distmf.factorization import MatrixFactorization
+from distmf.loading import loaded
 from distmf.store import new_file
 from distmf.titles import read_titles
 
 
-def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, str] | str | Path | None = None) -> None:
+def report(
+    mf: MatrixFactorization | str | Path, path: str | Path, *, titles: Mapping[Any, str] | str | Path | None = None
+) -> None:
     """Write a report of a trained model: one HTML file that needs nothing else, whole or not at all.
 
     It has the learning curves, errors by size, by rating and by how much is known of users and items, the grid, the
@@ -19,8 +22,8 @@ def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, st
 
     Parameters
     ----------
-    mf : MatrixFactorization
-        A trained model.
+    mf : MatrixFactorization, str or Path
+        A trained model, or the folder or URL of one.
     path : str or Path
         File or fsspec URL to write; a file that is there is replaced.
     titles : mapping, str or Path, optional
@@ -34,13 +37,15 @@ def report(mf: MatrixFactorization, path: str | Path, *, titles: Mapping[Any, st
     DistMFError
         If Bokeh is not installed.
     ParameterError
-        If `titles` are something else.
+        If `mf` or `titles` are something else, or the file is not called .html.
     RatingsError
         If titles cannot be read.
     StoreError
         If the file cannot be written.
     """
-    mf.model_  # noqa: B018 (raises if there is none)
+    if Path(path).suffix.lower() not in ("", ".html", ".htm"):
+        raise ParameterError(f"{path}: a report is HTML, so call it .html")
+    mf = loaded(mf)
     try:
         from distmf.page import page  # noqa: PLC0415 (needs an extra)
     except ModuleNotFoundError as err:

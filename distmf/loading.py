@@ -26,8 +26,8 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
-def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folder:
-    """Return a trained model, read if its path is given; or the folder of it, for the workers of a cluster to read.
+def loaded(mf: MatrixFactorization | str | Path) -> MatrixFactorization:
+    """Return a trained model, read if its path is given.
 
     Raises
     ------
@@ -38,12 +38,18 @@ def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folde
     StoreError
         If there is none in the folder.
     """
-    if isinstance(mf, MatrixFactorization):
-        return mf.model_
-    if not isinstance(mf, str | Path):
-        raise ParameterError(f"mf is {mf!r}; it is a trained model, or the folder of one")
-    if client is None:
-        return load(mf).model_
+    if isinstance(mf, str | Path):
+        return load(mf)
+    if not isinstance(mf, MatrixFactorization):
+        raise ParameterError(f"mf is of type {type(mf).__name__}; it is a trained model, or the folder of one")
+    mf.model_  # noqa: B018 (raises if there is none)
+    return mf
+
+
+def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folder:
+    """Return a model as `loaded` does; or the folder of it, for the workers of a cluster to read."""
+    if client is None or not isinstance(mf, str | Path):
+        return loaded(mf).model_
     folder = Folder.at(mf)
     folder.read_manifest(KIND)
     return folder
@@ -67,4 +73,4 @@ def saved(model: MatrixFactorization | str | Path, out: str | Path) -> Iterator[
     elif isinstance(model, str | Path):
         yield Folder.at(model)
     else:
-        raise ParameterError(f"model is {model!r}; it is a trained model, or the folder of one")
+        raise ParameterError(f"model is of type {type(model).__name__}; it is a trained model, or the folder of one")

@@ -18,7 +18,7 @@ from distmf.sides import Side
 from distmf.sizes import counted
 
 MOST_VISITS, MOST_ITEMS, NAMED_ITEMS = 4000, 2000, 16
-LONGEST = 18  # characters of a title in the map
+LONGEST = 24  # characters of a title in the map
 LINE, MOST_LINES = 26, 24  # pixels of a thread, and threads with names beside them
 
 

@@ -74,8 +74,16 @@ class Choice(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 
         return f"{message} Did you mean {meant!r}?" if meant else message
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "integer"
+
+
 class Number(click.FloatRange):
     """A number in a range that is not NaN and not infinite."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
@@ -173,8 +181,8 @@ rating_option = click.option(
     "--rating", metavar="COLUMN", help="Column of the ratings.  [default: rating, or as it is called]"
 )
 weight_option = click.option("--weight", metavar="COLUMN", help="Column of weights: how much each rating counts.")
-seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: 0]")
-threads_option = click.option("--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]")
+seed_option = click.option("--seed", type=Whole(0, 2**63 - 1), help="Of everything random.  [default: 0]")
+threads_option = click.option("--threads", type=Whole(1), help="Threads to use.  [default: all cores]")
 memory_option = click.option(
     "--memory", type=Size(), help="Memory that this process may use.  [default: seven eighths of its limit]"
 )
@@ -191,12 +199,12 @@ objective_options = options(
     click.option("--tol", type=Number(0), help="Stop when the cost changes by less than this share.  [default: 1e-5]"),
     click.option(
         "--patience",
-        type=click.IntRange(0),
+        type=Whole(0),
         help="Stop when the holdout is no better for so many epochs, and take the best; 0 never.  [default: 5]",
     ),
 )
 rank_option = click.option(
-    "--rank", type=click.IntRange(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
+    "--rank", type=Whole(1, MAX_RANK), help=f"Number of latent factors, up to {MAX_RANK}.  [default: 64]"
 )
 block_options = options(
     column_options,
@@ -224,9 +232,7 @@ cluster_options = options(
         shell_complete=complete_file,
         help="Run on the Dask cluster of this scheduler: tcp://host:8786, tls://…, or a scheduler file.",
     ),
-    click.option(
-        "--workers", type=click.IntRange(1), help="Run on so many processes of this machine instead of threads."
-    ),
+    click.option("--workers", type=Whole(1), help="Run on so many processes of this machine instead of threads."),
     *(
         click.option(
             f"--tls-{name}",

@@ -65,7 +65,7 @@ def charts_of(mf: MatrixFactorization, titles: Mapping[Any, str]) -> list[Chart]
         found.append(Chart("residuals", "Errors", None, f"Beside the model there is {why}."))
     else:
         found += [
-            charts.residual_histogram(run.residuals, model.rating_range, which),
+            charts.residual_histogram(run.residuals, model.rating_range, which, is_weighted=run.blocks["weights"]),
             charts.error_by_rating(run.residuals),
             charts.error_by_count(run.residuals.by_item, "item", run.residuals.rmse),
             charts.error_by_count(run.residuals.by_user, "user", run.residuals.rmse),
@@ -110,7 +110,8 @@ def numbers_of(mf: MatrixFactorization) -> list[Number]:
         found.append(Number("training", f"{run.seconds:.3g} s", counted(len(history), "epoch")))
         if run.ratings_per_second:
             where = "threads of a cluster" if run.is_cluster else "threads"
-            speed = f"{run.ratings_per_second / 1e6:.3g} M/s"
+            per_second = run.ratings_per_second
+            speed = f"{per_second / 1e6:.3g} M/s" if per_second >= 1e6 else f"{per_second:,.0f}/s"
             found.append(Number("speed", speed, f"ratings, {run.n_threads} {where}"))
     return found
 

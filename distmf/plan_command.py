@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from distmf.options import Count, Grid, Number, Rate, Size, options, output_options, rank_option, reporting
+from distmf.options import Count, Grid, Number, Rate, Size, Whole, options, output_options, rank_option, reporting
 
 rate_options = options(
     click.option(
@@ -25,8 +25,8 @@ rate_options = options(
 @click.option("--users", "n_users", type=Count(), required=True, help="Number of users.")
 @click.option("--items", "n_items", type=Count(), required=True, help="Number of items.")
 @rank_option
-@click.option("--workers", type=click.IntRange(1, 100_000), help="Worker processes.  [default: a core each]")
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of a worker.")
+@click.option("--workers", type=Whole(1, 100_000), help="Worker processes.  [default: a core each]")
+@click.option("--threads", type=Whole(1, 1024), default=1, show_default=True, help="Threads of a worker.")
 @click.option("--memory", type=Size(), help="Memory of a worker.  [default: what this machine has for so many cores]")
 @click.option("--grid", type=Grid(), help="Plan for this grid.  [default: one that fits and is about the fastest]")
 @click.option("--float-ratings", is_flag=True, help="There are more than 256 distinct ratings: 2 bytes each, not 1.")

@@ -81,6 +81,9 @@ def as_parquet(
         if name is not None and not isinstance(name, str):
             raise ParameterError(f"{what} is {name!r}; it is the name of a column")
     if isinstance(source, str | Path):
+        if kind := Folder.at(source).kind():
+            parts = "; give its folder train or test" if kind == "distmf split" else ""
+            raise RatingsError(f"{source}: ratings are needed, but this is of the kind {kind!r}{parts}")
         files = files_of(source)
         if not all(_is_text(path) for _, path in files):
             yield source, _columns(column_names(source), names, display_name(*files[0]))

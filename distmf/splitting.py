@@ -155,7 +155,7 @@ def _checked(by: By, test_size: float | None, seed: int) -> _Way:
     check_choice("by", by, WAYS)
     check_whole("seed", seed, 0)
     size: Any = (1 if by == "last" else 0.1) if test_size is None else test_size
-    is_count = isinstance(size, numbers.Integral) and by != "random"
+    is_count = isinstance(size, numbers.Integral) and not isinstance(size, bool) and by != "random"
     if not (int(size) >= 1 if is_count else isinstance(size, float) and 0 < size < 1):
         counts = "" if by == "random" else ", or how many of each user, a whole number"
         raise ParameterError(f"test_size is {size!r}; it can be a share between 0 and 1{counts}")

@@ -9,9 +9,11 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import posixpath
 import re
+import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +44,10 @@ from distmf.filesystem import (
 
 Value = TypeVar("Value")
 
+logger = logging.getLogger(__name__)
+
 CHUNK_BYTES = 1 << 24
+MANIFESTS = "manifest.json", "model.json", "checkpoint.json", "tuning.json", "vectors.json", "_distmf.json"
 MISSING = errno.ENOENT, errno.ENOTDIR
 TEMPORARY = "tmp"  # where files of a folder are written until they are complete
 # What a killed process may leave in a folder that it had begun to write.
@@ -267,6 +272,14 @@ class Folder(NamedTuple):
             return False
         return isinstance(manifest, dict) and manifest.get("kind") == kind.name
 
+    def kind(self) -> str | None:
+        """Return the name of the kind that the folder is of, None if it is of none."""
+        for name in MANIFESTS:
+            with contextlib.suppress(StoreError, ValueError, AttributeError):
+                if (found := str(json.loads(self.read(name)).get("kind"))).startswith("distmf "):
+                    return found
+        return None
+
     def read_manifest(self, kind: Kind) -> dict[str, Any]:
         """Return the manifest, if this is a folder of that kind and its version is known."""
         try:
@@ -275,9 +288,9 @@ class Folder(NamedTuple):
         except StoreError as err:
             if err.errno not in MISSING:
                 raise
-            raise StoreError(
-                f"{self}: no {kind.name} here, {kind.manifest} is missing; check the path", err.errno
-            ) from err
+            other = self.kind()
+            instead = f"{kind.manifest} is missing" if other is None else f"but {other}"
+            raise StoreError(f"{self}: no {kind.name} here, {instead}; check the path", err.errno) from err
         except (ValueError, AttributeError, TypeError) as err:
             raise StoreError(
                 f"{self}: {kind.manifest} is damaged: it is no JSON; restore it or make the folder again"
@@ -316,6 +329,8 @@ def free_folder(url: str | Path, kind: Kind) -> Folder:
             above = above.parent
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise StoreError(f"{folder} cannot be written: {above} is not a folder, or may not be written to")
+        with explained(f"{folder} cannot be written"):
+            Path(tempfile.mkdtemp(dir=above)).rmdir()
     elif is_object_store(fs):
         if "/" not in folder.path.strip("/"):
             raise StoreError(f"{folder} is a whole bucket; choose a folder in it")
@@ -440,6 +455,8 @@ def _rename(folder: Folder, target: Folder) -> None:
     """Move a folder to its name. A rename does all or nothing; a move that fell back to copying could lose files."""
     old = f"{folder.path}-old"
     is_replaced = target.exists()
+    if is_replaced:
+        logger.info("%s: what was there is replaced", target)
     with explained(f"{target} cannot be replaced" if is_replaced else f"{target} cannot be written"):
         if is_replaced:
             Path(target.path).rename(old)

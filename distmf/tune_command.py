@@ -14,6 +14,7 @@ from distmf.choices import EPOCHS, HOLDOUT, MAX_RANK, RANKS, REG_FACTORS
 from distmf.clock import STARTED
 from distmf.options import (
     NumberOrAuto,
+    Whole,
     block_options,
     client_for,
     cluster_options,
@@ -59,7 +60,7 @@ def _listed(values: Any) -> str:
     "--rank",
     "ranks",
     metavar="N,N,…",
-    type=Several(click.IntRange(1, MAX_RANK)),
+    type=Several(Whole(1, MAX_RANK)),
     help=f"Ranks to try.  [default: {_listed(RANKS)}]",
 )
 @click.option(
@@ -73,7 +74,7 @@ def _listed(values: Any) -> str:
 @click.option(
     "--epochs",
     metavar="N,N,…",
-    type=Several(click.IntRange(1, 2**31)),
+    type=Several(Whole(1, 2**31)),
     help=f"Numbers of epochs to try.  [default: {_listed(EPOCHS)}]",
 )
 @objective_options

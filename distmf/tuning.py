@@ -18,6 +18,7 @@ from distmf.matrix import not_nan
 from distmf.normalisation import normalise
 from distmf.parameters import checked
 from distmf.preparing import Place
+from distmf.sources import is_ratings
 from distmf.training import reg_of
 
 # Hyperparameters that may be given, for all candidates alike.
@@ -176,16 +177,15 @@ def tune(
             raise ParameterError(f"{name} is {values!r}; it is a list of values to try, at least one")
     parameters = _fixed(options, seed)
     _candidates(ranks, ["auto"] if regs is None else regs, epochs, parameters)  # an error now, not after blocking
-    if isinstance(ratings, str | Path) and not is_blocks(ratings):
+    if is_ratings(ratings) and not is_blocks(ratings):
         options = {"holdout": HOLDOUT, **options}
     place = Place(client, threads, memory=memory).checked()
     with contextlib.ExitStack() as stack:
         to_block = {"client": client, "threads": threads, "memory": memory, "rank": max(ranks), "seed": seed}
         blocks = stack.enter_context(blocks_of(ratings, not_nan, to_block, options))
         if not blocks.n_holdout:
-            source = ratings.path if isinstance(ratings, Blocks) else ratings
             raise RatingsError(
-                f"{source}: nothing is held out to compare candidates on; block the ratings with holdout=0.1 "
+                f"{blocks.path}: nothing is held out to compare candidates on; block the ratings with holdout=0.1 "
                 "(--holdout 0.1)"
             )
         normalisation = normalise(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils import urischemes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.addnodes import download_reference, pending_xref
@@ -15,6 +16,8 @@ from sphinx.errors import SphinxError
 import distmf
 
 DOCS = Path(__file__).parent
+
+urischemes.schemes.pop("tcp", None)  # tcp://host:8786 in the help of a command is nothing to follow
 
 project, author, release = "distmf", "The distmf developers", distmf.__version__
 project_copyright = author

@@ -50,7 +50,7 @@ def main() -> None:
     n_ratings = int(args.ratings)
     if n_ratings < 1000:
         parser.error(f"--ratings is {args.ratings:g}; at least 1000 are needed")
-    n_users, n_items = max(100, n_ratings // 140), max(50, n_ratings // 900)
+    n_users, n_items = max(1000, n_ratings // 140), max(500, n_ratings // 900)  # so that there are pairs enough
 
     with tempfile.TemporaryDirectory(prefix="larger-", dir=args.folder) as name, distmf.watch() as rest:
         folder = Path(name)

@@ -2,7 +2,7 @@
 
     python examples/movielens.py                          # downloads the small set of GroupLens, 1 MB
     python examples/movielens.py --set ml-1m              # or 1 million ratings
-    python examples/movielens.py --path ~/ml-32m          # or takes a folder or a .zip of GroupLens that is there
+    python examples/movielens.py ~/ml-32m                 # or takes a folder or a .zip of GroupLens that is there
     python examples/movielens.py --like "Toy Story" --like "Up (2009)"
 
 The ratings are GroupLens' own: https://grouplens.org/datasets/movielens/ has their terms of use.
@@ -25,7 +25,7 @@ SEPARATORS = {".csv": ",", ".dat": "::"}
 def main() -> None:
     """Split, train, evaluate, recommend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", type=Path, help="folder or .zip of a set, instead of downloading one")
+    parser.add_argument("path", type=Path, nargs="?", help="folder or .zip of a set, instead of downloading one")
     parser.add_argument("--set", default="ml-latest-small", help="set to download (default: ml-latest-small)")
     parser.add_argument("--url", default=URL, help="where to download it from")
     parser.add_argument("--rank", type=int, default=64, help="latent factors (default: 64)")
@@ -69,7 +69,7 @@ def download(url: str, work: Path) -> Path:
         with urllib.request.urlopen(url, timeout=60) as answer:
             (work / "movielens.zip").write_bytes(answer.read())
     except OSError as err:
-        raise SystemExit(f"{url} cannot be downloaded: {err}; download it yourself, and give it by --path") from err
+        raise SystemExit(f"{url} cannot be downloaded: {err}; download it yourself, and give its path") from err
     return work / "movielens.zip"
 
 
@@ -81,7 +81,7 @@ def unpacked(path: Path, work: Path) -> Path:
         path = work / "unpacked"
     found = [file.parent for pattern in ("ratings.csv", "ratings.dat") for file in path.rglob(pattern)]
     if not found:
-        raise SystemExit(f"{path}: there is no ratings.csv or ratings.dat in it")
+        raise SystemExit(f"{path}: there is no ratings.csv or ratings.dat in it, as GroupLens has them")
     return found[0]
 
 

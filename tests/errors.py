@@ -142,6 +142,9 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf.block_ratings('ratings', 'b', user=3)": PARAMETER,
     },
     "Training": {
+        "distmf train model m": PROBLEM,
+        "distmf train ratings m --rank 8:16": USAGE,
+        "mf = distmf.MatrixFactorization(n_factors=8)": PARAMETER,
         "distmf trian ratings m": USAGE,
         "distmf train ratings": USAGE,
         "distmf train ratings m --rnak 8": USAGE,
@@ -259,6 +262,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf recommend model r --bound optimistic": PROBLEM,
         "distmf recommend model folder": PROBLEM,
         "distmf recommend model model/r": PROBLEM,
+        "distmf recommend blocks r": PROBLEM,
+        "distmf recommend model r --exclude model": PROBLEM,
         "distmf fold-in model strings.parquet m": PROBLEM,
         "distmf fold-in model blocks m --user user_id": USAGE,
         "distmf fold-in huber new m": USAGE,
@@ -357,6 +362,9 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf report model -o folder": PROBLEM,
         "mf = distmf.load('model')\ndistmf.report(mf, 'report.html', titles=['Alien'])": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\ndistmf.report(mf, 'report.html')": NOT_FITTED,
+        "distmf.report('nowhere', 'report.html')": STORE,
+        "distmf.report(3, 'report.html')": PARAMETER,
+        "distmf report model -o report.pdf": USAGE,
     },
     "Ratings made up": {
         "distmf.datasets.planted_ratings('p', n_ratings=0, n_users=3, n_items=3)": PARAMETER,

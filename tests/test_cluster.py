@@ -18,7 +18,7 @@ from distributed import Client, Worker, WorkerPlugin
 import distmf
 from distmf import MatrixFactorization, block_ratings, checkpoint, factors, trainer
 from distmf.cluster import SETTINGS
-from distmf.errors import ClusterError, StoreError
+from distmf.errors import ClusterError, ParameterError, StoreError
 from distmf.store import Folder
 from tests.clusters import at_epoch, cluster, kill, worker_pids
 from tests.helpers import blocks_in, files, saved
@@ -333,3 +333,7 @@ def test_fit__takes_a_client_or_threads(client: Client, blocks: distmf.Blocks) -
         model().fit(blocks, client=client, threads=2)
     with pytest.raises(ValueError, match="a matrix is trained on in threads of this process"):
         model().fit([[1, 2], [3, 4]], client=client)  # type: ignore[arg-type]
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        pass
+    with pytest.raises(ParameterError, match="client is closed; connect again"):
+        model().fit(blocks, client=other)

@@ -153,6 +153,15 @@ def test_diagnose__names_the_epochs_in_which_the_error_rose() -> None:
     assert "rose in epochs 3, 5" in str(found)
 
 
+@pytest.mark.parametrize(("first", "fall"), [(0.8, 0.0012), (0.97, 0.0012), (0.98, 0.003)])
+def test_diagnose__of_a_fixed_step_that_falls_slowly_does_not_say_that_it_is_done(first: float, fall: float) -> None:
+    errors = [first * (1 - fall) ** n for n in range(15)]
+    fixed, adaptive = (diagnose(history(errors, errors), adapts_step=adapts) for adapts in (False, True))
+    assert set(fixed.codes) <= {"still falling", "step too small"}
+    assert fixed.codes
+    assert set(adaptive.codes) <= {"converged", "no signal", "still falling"}
+
+
 def test_diagnose__without_a_holdout_says_what_it_cannot_know() -> None:
     errors = [0.9 * 0.97**n for n in range(20)]
     alone, held_out = (diagnose(history(errors, more), adapts_step=True) for more in (None, errors))

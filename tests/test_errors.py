@@ -31,6 +31,9 @@ ELSEWHERE = {
     "checkpoint: …; factors that processes share, or that do": (
         "test_cluster.py::test_fit__on_blocks_beside_which_nothing_can_be_written_says_what_to_give"
     ),
+    "engines: client is closed; connect again, as by Client('tcp://host:8786')": (
+        "test_cluster.py::test_fit__takes_a_client_or_threads"
+    ),
     "cluster: distmf … must be installed on scheduler and": (
         "test_errors.py::test_cluster__of_another_version_is_refused"
     ),
@@ -131,6 +134,7 @@ def test_error__ends_as_it_ought_to_and_is_told_in_a_line_or_two(did: str, found
         ("mf = distmf.MatrixFactorization(4)\nmf.fit('ratings', holdut=0.1)", "'holdout'"),
         ("mf = distmf.MatrixFactorization(4)\nmf.fit('blocks', resumee=True)", "'resume'"),
         ("distmf.tune('blocks', rank=8)", "'ranks'"),
+        ("mf = distmf.MatrixFactorization(n_factors=8)", "'rank'"),
     ],
 )
 def test_misspelling__suggests_the_right_one(did: str, meant: str, found: dict[str, Found]) -> None:

@@ -77,7 +77,7 @@ def check_movielens(output: str) -> None:
 
 @pytest.mark.parametrize("path", ["old", "new", "small.zip"])
 def test_movielens__trains_and_recommends_titles(path: str, movielens: Path, tmp_path: Path) -> None:
-    output = run("movielens.py", "--path", movielens / path, "--rank", 8, "--like", "amélie", folder=tmp_path)
+    output = run("movielens.py", movielens / path, "--rank", 8, "--like", "amélie", folder=tmp_path)
     check_movielens(output)
 
 
@@ -87,8 +87,8 @@ def test_movielens__downloads(server: str, tmp_path: Path) -> None:
     check_movielens(output)
     said = run("movielens.py", "--url", server, "--set", "none", folder=tmp_path, fails=True)
     assert f"{server}/none.zip cannot be downloaded: HTTP Error 404" in said
-    assert "give it by --path" in said
-    assert "no ratings.csv or ratings.dat" in run("movielens.py", "--path", tmp_path, folder=tmp_path, fails=True)
+    assert "give its path" in said
+    assert "no ratings.csv or ratings.dat" in run("movielens.py", tmp_path, folder=tmp_path, fails=True)
 
 
 def test_larger_than_memory__stays_within_it(tmp_path: Path) -> None:
@@ -100,6 +100,11 @@ def test_larger_than_memory__stays_within_it(tmp_path: Path) -> None:
     rmse, noise = (float(word) for word in said["holdout"].replace(";", "").split() if word.startswith("0."))
     assert noise == 0.7
     assert noise < rmse < 1.5 * noise
+
+
+@pytest.mark.parametrize("n", [1000, 30_000])
+def test_larger_than_memory__makes_few_ratings_as_well(n: int, tmp_path: Path) -> None:
+    assert f"ratings   {n:,}," in run("larger_than_memory.py", "--ratings", n, "--epochs", 1, folder=tmp_path)
 
 
 def test_cluster_job__does_it_all_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +127,7 @@ def test_cluster_job__does_it_all_and_goes_on_where_it_was(tmp_path: Path, monke
     ("command", "message"),
     [
         ("hidden_cells.py --rank 0", "rank is 0; it is a whole number"),
-        ("movielens.py --path nowhere", "there is no ratings.csv or ratings.dat in it"),
+        ("movielens.py nowhere", "there is no ratings.csv or ratings.dat in it"),
         ("larger_than_memory.py --ratings 5", "--ratings is 5; at least 1000 are needed"),
         ("larger_than_memory.py --ratings 2000 --memory 10MiB", "needs at least"),
         ("larger_than_memory.py --folder nowhere", "No such file or directory"),

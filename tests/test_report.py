@@ -80,7 +80,7 @@ def test_report__has_the_numbers_of_the_history(mf: MatrixFactorization, tmp_pat
         "items": "150",
         "rank": "4",
         "training": f"{run.seconds:.3g} s",
-        "speed": f"{history.ratings_per_second / 1e6:.3g} M/s",
+        "speed": f"{history.ratings_per_second:,.0f}/s",
     }
     assert f"{run.residuals.rmse:.4f}" in words
     assert all(line in words for line in str(mf.diagnose()).splitlines())
