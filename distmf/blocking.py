@@ -33,6 +33,7 @@ from distmf.engine import Engine
 from distmf.engines import check_storage, open_engine
 from distmf.errors import ParameterError, RatingsError
 from distmf.fitting import Fitting
+from distmf.frames import is_ratings
 from distmf.grid import BlockKey, Shape, choose_shape
 from distmf.ids import IdCounts
 from distmf.jobs import DONE, decide, job_folder
@@ -44,7 +45,7 @@ from distmf.ratings import LARGEST, Batch, Ratings, open_ratings
 from distmf.reading import Reading
 from distmf.scattering import RUNS, Places, scatter_ratings, write_runs
 from distmf.sizes import parse_bytes
-from distmf.sources import as_parquet, is_ratings
+from distmf.sources import as_parquet
 from distmf.store import Folder, new_folder, temporary_folder
 from distmf.tables import NUMBERS, integer_ids, read_counts, read_numbers, write_ids, write_numbers
 from distmf.tiles import Duplicates

@@ -14,6 +14,7 @@ from distmf.buffers import give_back_idle_memory
 from distmf.diagnosis import Diagnosis, diagnose
 from distmf.errors import ParameterError
 from distmf.folding import fold_in
+from distmf.frames import pairs_of, table_of
 from distmf.history import History, Stopped
 from distmf.kernel import Pair
 from distmf.losses import LossName
@@ -22,7 +23,6 @@ from distmf.model import KIND, Model
 from distmf.parameters import checked, pair
 from distmf.preparing import Place, open_trainer
 from distmf.residuals import Residuals
-from distmf.sources import pairs_of, table_of
 from distmf.store import new_folder
 from distmf.trained import Trained
 from distmf.trainer import Trainer

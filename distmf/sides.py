@@ -17,11 +17,11 @@ from distmf.buffers import give_back_idle_memory
 from distmf.errors import RatingsError
 from distmf.factors import FLOAT_BYTES, Source, fetch
 from distmf.filesystem import is_local, one_line
+from distmf.frames import column_of, gathered, plain
 from distmf.graph import State, of_all_chains
 from distmf.ids import salt
 from distmf.memory import GATHERED_BYTES
 from distmf.numbering import IdMap
-from distmf.sources import column_of, gathered, plain
 from distmf.tasks import Training
 from distmf.vectors import Line
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from distmf.arguments import did_you_mean
 from distmf.errors import RatingsError
 from distmf.filesystem import display_name, one_line, opened
+from distmf.guessing import KNOWN, only_one_of
 from distmf.ratings import files_of
-from distmf.sources import KNOWN, only_one_of
 
 # What columns are often called, in small letters and without what stands between words.
 ITEMS = (*KNOWN["item"], "id")

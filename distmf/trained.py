@@ -11,10 +11,10 @@ from distmf.blocking import blocks_to_exclude
 from distmf.choices import BOUNDS, Bound
 from distmf.errors import NotFittedError
 from distmf.estimator import Estimator
+from distmf.frames import pairs_of
 from distmf.history import History
 from distmf.model import Model, RatedReader, Recommendations
 from distmf.sides import Float32, Neighbours
-from distmf.sources import pairs_of
 
 
 class Trained(Estimator):

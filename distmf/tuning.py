@@ -13,12 +13,12 @@ from distmf.blocks import Blocks, is_blocks
 from distmf.choices import EPOCHS, HOLDOUT, RANKS, REG_FACTORS
 from distmf.errors import ParameterError, RatingsError
 from distmf.factorization import HYPERPARAMETERS, MatrixFactorization
+from distmf.frames import is_ratings
 from distmf.halving import Candidate, Halving, Reg, Settings, locked_folder
 from distmf.matrix import not_nan
 from distmf.normalisation import normalise
 from distmf.parameters import checked
 from distmf.preparing import Place
-from distmf.sources import is_ratings
 from distmf.training import reg_of
 
 # Hyperparameters that may be given, for all candidates alike.

@@ -80,8 +80,8 @@ ELSEWHERE = {
     "sides: there are … ids that do not fit": (
         "test_folding.py::test_ids__that_do_not_fit_are_refused_before_training"
     ),
-    "sources: name": "test_sources.py::test_text__has_strings_where_an_id_is_no_integer",
-    "sources: … cannot be read as a table of": (
+    "text: name": "test_sources.py::test_text__has_strings_where_an_id_is_no_integer",
+    "frames: … cannot be read as a table of": (
         "test_sources.py::test_frames__of_pandas_that_are_no_ratings_are_refused"
     ),
     "store: …: the file name … leads out of": "test_store.py::test_folder__refuses_names_that_lead_out",
@@ -91,7 +91,7 @@ ELSEWHERE = {
     "trainer: workers have joined or left the cluster": (
         "test_cluster.py::test_fit__goes_on_from_the_last_state_when_a_worker_is_lost"
     ),
-    "sources: the matrix has entries of type …; a": "test_sources.py::test_matrices__of_other_entries_are_refused",
+    "frames: the matrix has entries of type …; a": "test_sources.py::test_matrices__of_other_entries_are_refused",
 }
 
 

@@ -19,6 +19,8 @@ LEVELS = """
 errors version choices arguments estimator clock sizes buffers progress watching cache process filesystem engine
 encoding losses lanes compiled vectors pairs best kernel moves store grid stepsize langevin history threads cluster
 ids moments residuals schedule ratings matrix factors lock engines diagnosis
+guessing
+frames text
 numbering names
 blocks jobs reading
 tables
