@@ -1,8 +1,8 @@
 """Vectors of users and of items -> the items with the largest products for each user, without a table of all products.
 
 The items lie in panels of as many as fit in a cache line, so that the products of a few users with a panel stay in
-registers; only those above a user's least best so far are looked at one by one. Users meet the items in parts that stay
-in the cache. Among equal products, the item that comes first is the best.
+registers; only those above the least of a user's best so far, which are a heap, are looked at one by one. Users meet
+the items in parts that stay in the cache. Among equal products, the item that comes first is the best.
 """
 
 from typing import NamedTuple
@@ -170,8 +170,10 @@ def _search(tiles, panels, begins, rated, positions, scores):
                         for lane in range(LANES):
                             score, item = products[n, lane], panel * LANES + lane
                             if score > least[tile, n] and not _holds(of_user, item):
-                                _insert(positions[user], scores[user], item, score)
-                                least[tile, n] = scores[user, n_best - 1]
+                                _sink(positions[user], scores[user], n_best, item, score)
+                                least[tile, n] = scores[user, 0]
+    for user in range(n_users):
+        _sort(positions[user], scores[user])
 
 
 @compiled()
@@ -182,10 +184,29 @@ def _holds(numbers, number):
 
 
 @compiled()
-def _insert(positions, scores, position, score):
-    """Put an item among the best, after those that are as good."""
-    k = len(scores) - 1
-    while k > 0 and scores[k - 1] < score:
-        scores[k], positions[k] = scores[k - 1], positions[k - 1]
-        k -= 1
+def _sink(positions, scores, size, position, score):
+    """Put an item in place of the first of a heap, whose first is the worst: the least, of equal ones the last item."""
+    k, child = 0, 1
+    while child < size:
+        other = child + 1
+        if other < size and _is_worse(scores[other], positions[other], scores[child], positions[child]):
+            child = other
+        if not _is_worse(scores[child], positions[child], score, position):
+            break
+        scores[k], positions[k] = scores[child], positions[child]
+        k, child = child, 2 * child + 1
     scores[k], positions[k] = score, position
+
+
+@compiled()
+def _is_worse(score, position, other_score, other_position):
+    return score < other_score or (score == other_score and position > other_position)
+
+
+@compiled()
+def _sort(positions, scores):
+    """Turn a heap into a list, best first."""
+    for last in range(len(scores) - 1, 0, -1):
+        position, score = positions[last], scores[last]
+        positions[last], scores[last] = positions[0], scores[0]
+        _sink(positions, scores, last, position, score)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.arguments import check_choice, check_whole, names_checked
+from distmf.arguments import check_choice, check_whole, names_checked, said
 from distmf.blocks import KIND, Blocks, Layout, is_blocks, open_blocks, save_manifest
 from distmf.choices import MAX_BLOCKS
 from distmf.counting import COUNTS, SIDES, Counted, Settings, Values, count_buckets, count_ratings, merge_counts
@@ -135,7 +135,7 @@ def block_ratings(
         If the cluster is lost, or a task keeps killing its workers.
     """
     if not (isinstance(holdout, numbers.Real) and 0 <= holdout < 1):
-        raise ParameterError(f"holdout is {holdout!r}; it is a share, from 0 up to but not 1")
+        raise ParameterError(f"holdout is {said(holdout)}; it is a share, from 0 up to but not 1")
     check_choice("duplicates", duplicates, ("keep", "mean", "error"))
     check_whole("rank", rank)
     check_whole("seed", seed, 0)

@@ -66,6 +66,12 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as err:
+            there = [] if err.ctx is None else [each.name or "" for each in err.ctx.command.params]
+            if err.possibilities or not (meant := similar(err.option_name, there)):
+                raise
+            hint = f"Did you mean '--{meant.replace('_', '-')}'?"
+            raise click.UsageError(f"No such option {err.option_name!r}. {hint}", err.ctx) from err
         except ParameterError as err:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             message = str(err)
@@ -223,10 +229,10 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             raise click.UsageError("--checkpoint-every needs --checkpoint: the folder to save to")
     with reporting(as_json=as_json, quiet=quiet) as report:
         others = [where["checkpoint"]] if "checkpoint" in where else []
-        if is_blocks(ratings_or_blocks):
-            if given:
-                flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise click.UsageError(f"{flags}: only for raw ratings, and these are blocks: {ratings_or_blocks}")
+        if is_blocks(ratings_or_blocks) and given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise click.UsageError(f"{flags}: only for raw ratings, and these are blocks: {ratings_or_blocks}")
+        if is_blocks(ratings_or_blocks) or Path(ratings_or_blocks).is_dir():
             others.append(ratings_or_blocks)
         refuse_nested(free_folder(model, KIND), *map(Folder.at, others))  # an error now, not after the work
         try:
@@ -406,6 +412,8 @@ def predict(
     kind = Path(out).suffix.lower()
     if kind in TEXT and kind != ".csv":
         raise click.UsageError(f"{out}: predictions are written as Parquet or as .csv, not as {kind}")
+    if Path(pairs).resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
+        raise click.UsageError(f"{out}: this is, or is in, what is to be predicted; choose another name")
     with reporting(as_json=as_json, quiet=quiet) as report:
         trained, names = distmf.load(model).model_, {"user": given["user"], "item": given["item"]}
         with as_parquet(pairs, Path(tempfile.gettempdir()) / "distmf-pairs", names) as (parquet, columns):

@@ -41,6 +41,8 @@ def describe(path: str | Path) -> tuple[dict[str, Any], str]:
         return _describe_checkpoint(folder)
     if folder.is_a(TUNING):
         return _describe_tuning(folder)
+    if kind := folder.kind():
+        raise StoreError(f"{folder}: this is of the kind {kind!r}; there is no more to say of it")
     what = "there are no blocks, checkpoint, model or tuning in it" if folder.exists() else "it does not exist"
     raise StoreError(f"{folder}: {what}; distmf block, train and tune write such folders")
 

@@ -58,7 +58,7 @@ class Diagnosis(NamedTuple):
     findings : tuple of Finding
         What was found, the most important first.
     baselines : str
-        How simpler models do, in words.
+        How simpler models do, in words; empty if they were not tried.
     """
 
     findings: tuple[Finding, ...]
@@ -70,7 +70,7 @@ class Diagnosis(NamedTuple):
         return [finding.code for finding in self.findings]
 
     def __repr__(self) -> str:
-        return "\n".join([*(finding.text for finding in self.findings), self.baselines])
+        return "\n".join([*(finding.text for finding in self.findings), *filter(None, [self.baselines])])
 
 
 def diagnose(
@@ -279,7 +279,7 @@ def _came_to_an_end(history: History, chain: int) -> Finding:
 def _baselines(history: History) -> str:
     found = history.compared
     if found is None:
-        return "Simpler models were not tried."
+        return ""
     kind = "the holdout" if found.on == "holdout" else "the ratings trained on"
     own = "" if found.model is None else f", and {found.model:.4f} with this model"
     return (

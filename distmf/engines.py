@@ -27,7 +27,7 @@ def open_engine(client: Any = None, threads: int | None = None) -> Engine:
         return ThreadEngine(threads)
     if threads is not None:
         raise ParameterError(f"threads is {threads}, but the client's workers have threads of their own; leave one out")
-    if not hasattr(client, "scheduler"):
+    if not hasattr(client, "submit"):  # a cluster is no client
         raise ParameterError(f"client is {client!r}; it is a distributed.Client, as Client('tcp://host:8786') makes it")
     if getattr(client, "status", "running") in ("closing", "closed"):
         raise ParameterError("client is closed; connect again, as by Client('tcp://host:8786')")

@@ -1,5 +1,6 @@
 """What scikit-learn expects of an estimator, without a need of it."""
 
+import copy
 import inspect
 from typing import Any, Self
 
@@ -48,13 +49,29 @@ class Estimator:
         return self
 
     def get_metadata_routing(self) -> Any:
-        """Say to scikit-learn that `fit` and `score` can take weights; only scikit-learn asks."""
+        """Say to scikit-learn whether `fit` and `score` are to be given weights; only scikit-learn asks."""
         from sklearn.utils.metadata_routing import MetadataRequest  # noqa: PLC0415 (not a dependency)
 
+        if hasattr(self, "_metadata_request"):
+            return copy.deepcopy(self._metadata_request)
         found = MetadataRequest(owner=type(self).__name__)
         for method in (found.fit, found.score):
             method.add_request(param="sample_weight", alias=None)
         return found
+
+    def set_fit_request(self, *, sample_weight: bool | str | None = None) -> Self:
+        """Say whether scikit-learn is to pass weights to `fit`, where its metadata routing is on; return itself."""
+        return self._requested("fit", sample_weight)
+
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> Self:
+        """Say whether scikit-learn is to pass weights to `score`, where its metadata routing is on; return itself."""
+        return self._requested("score", sample_weight)
+
+    def _requested(self, method: str, sample_weight: bool | str | None) -> Self:
+        requests = self.get_metadata_routing()
+        getattr(requests, method).add_request(param="sample_weight", alias=sample_weight)
+        self._metadata_request = requests  # which clone copies, where there are any
+        return self
 
     def __sklearn_tags__(self) -> Any:
         """Say to scikit-learn what this is; only scikit-learn asks."""

@@ -5,11 +5,9 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy.typing as npt
-
 from distmf.arguments import check_names, names_checked
 from distmf.blocking import block_ratings, blocks_of
-from distmf.blocks import Blocks, forget
+from distmf.blocks import forget
 from distmf.buffers import give_back_idle_memory
 from distmf.diagnosis import Diagnosis, diagnose
 from distmf.errors import ParameterError
@@ -237,20 +235,26 @@ class MatrixFactorization(Trained):
             raise ParameterError(f"{', '.join(misplaced)}: not for fit, but for MatrixFactorization(…)")
         check_names(options, MatrixFactorization.fit, block_ratings)
         parameters = checked(self.hyperparameters)
-        if y is not None:
-            if given := [name for name in ("rating", "weight") if name in options]:
-                raise ParameterError(f"{', '.join(given)}: not with y; ratings are in y, and weights in sample_weight")
-            names = {name: options.pop(name, None) for name in ("user", "item")}
-            ratings = table_of(*pairs_of(ratings, **names), y, sample_weight)
-        if sample_weight is not None:
-            if y is None:
-                raise ParameterError("sample_weight goes with y; without, name the column of weights by weight=")
-            options["weight"] = "weight"
+        ratings = self._with_ratings(ratings, y, sample_weight, options)
         warm = None if start is None else self._fitting(start)
         place = Place(client, threads, checkpoint, checkpoint_every, resume, memory).checked()
         with open_trainer(parameters, ratings, place, is_set, options, warm) as trainer:
             self._run(trainer, warm)
         return self
+
+    def _with_ratings(self, pairs: Any, y: Any, sample_weight: Any, options: dict[str, Any]) -> Any:
+        """Return pairs with their ratings as a table, with `options` for it; without `y`, ratings as they are."""
+        if y is None:
+            if sample_weight is not None:
+                raise ParameterError("sample_weight goes with y; without, name the column of weights by weight=")
+            return pairs
+        if given := [name for name in ("rating", "weight") if name in options]:
+            raise ParameterError(f"{', '.join(given)}: not with y; ratings are in y, and weights in sample_weight")
+        found = pairs_of(pairs, *(options.pop(name, None) for name in ("user", "item")))
+        self._names = found.names
+        if sample_weight is not None:
+            options["weight"] = "weight"
+        return table_of(found, y, sample_weight)
 
     def _fitting(self, start: "MatrixFactorization") -> Model:
         """Return the model to go on from, if this estimator can."""
@@ -299,7 +303,7 @@ class MatrixFactorization(Trained):
                 if model.is_finite:
                     self._model = model if warm is None else with_new(warm, model)
 
-    def partial_fit(self, ratings: Blocks | str | Path | npt.NDArray[Any], **options: Any) -> Self:
+    def partial_fit(self, ratings: Any, y: Any = None, **options: Any) -> Self:
         """Train on more ratings, from where training ended: `fit` with `start` at this model itself.
 
         Users and items of these ratings that are known go on from their factors; those that are not are added; all
@@ -307,8 +311,8 @@ class MatrixFactorization(Trained):
 
         Parameters
         ----------
-        ratings : Blocks, str, Path or array of shape (n_users, n_items)
-            New ones only; as for `fit`.
+        ratings, y
+            New ones only; as for `fit`. A model that is not trained yet begins with them.
         **options
             Those of `fit`.
 
@@ -319,23 +323,19 @@ class MatrixFactorization(Trained):
 
         Raises
         ------
-        NotFittedError
-            Before training.
         RatingsError
             As `fit`, or if ids are of another type than those trained on.
         """
-        return self.fit(ratings, start=self, **options)
+        return self.fit(ratings, y, start=None if self._model is None else self, **options)
 
-    def fold_in(
-        self, ratings: Blocks | str | Path | npt.NDArray[Any], *, is_set: IsSet = not_nan, **options: Any
-    ) -> Self:
+    def fold_in(self, ratings: Any, y: Any = None, *, is_set: IsSet = not_nan, **options: Any) -> Self:
         """Add users by their ratings, without training: the items stay as they are, and each user is solved for.
 
         A user that was trained on is solved for anew, from these ratings only; so give all that the user has.
 
         Parameters
         ----------
-        ratings : Blocks, str, Path or array of shape (n_users, n_items)
+        ratings, y
             As for `fit`. Those of items that were not trained on do not count.
         is_set : callable
             As for `fit`.
@@ -362,6 +362,7 @@ class MatrixFactorization(Trained):
            Netflix Prize", AAIM 2008: the regression, as half a step of ALS.
         """
         check_names(options, MatrixFactorization.fold_in, block_ratings)
+        ratings = self._with_ratings(ratings, y, None, options)
         model = self.model_
         if not model.normalisation.objective.is_plain or any(pair(self.l1_reg)):
             raise ParameterError(

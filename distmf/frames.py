@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,20 @@ def gathered(frame: Any) -> Any:
     return frame.compute() if hasattr(frame, "npartitions") and hasattr(frame, "compute") else frame
 
 
-def pairs_of(pairs: Any, user: str | None = None, item: str | None = None) -> tuple[pa.Array, pa.Array]:
+class Pairs(NamedTuple):
+    """Users and items; and the columns that they were in, in a table."""
+
+    users: pa.Array
+    items: pa.Array
+    names: tuple[str, ...] | None = None
+
+
+def pairs_of(
+    pairs: Any, user: str | None = None, item: str | None = None, known: tuple[str, ...] | None = None
+) -> Pairs:
     """Return the users and the items of pairs: of a table with a column of each, or an array of shape (n, 2).
 
-    Of a table of two columns, users are in the first, if their names do not say otherwise.
+    Without `user` and `item`, the columns with the `known` names are taken, if they are there.
 
     Raises
     ------
@@ -43,14 +53,16 @@ def pairs_of(pairs: Any, user: str | None = None, item: str | None = None) -> tu
     pairs = gathered(pairs)
     if hasattr(pairs, "columns") or hasattr(pairs, "__arrow_c_stream__"):
         schema, batches, what = batches_of(pairs, not_nan)
+        if known is not None and set(known) <= set(schema.names):
+            user, item = known
         columns = pair_columns_in(schema.names, {"user": user, "item": item}, what)
         table = pa.Table.from_batches(batches, schema)
         users, items = (_joined(table, name) for name in columns.ids)
-        return users, items
+        return Pairs(users, items, tuple(columns.ids))
     array = np.asarray(pairs)
     if array.ndim != 2 or array.shape[1] != 2:
         raise RatingsError(f"pairs are a table, or an array of shape (n, 2); this has the shape {array.shape}")
-    return pa.array(array[:, 0]), pa.array(array[:, 1])
+    return Pairs(pa.array(array[:, 0]), pa.array(array[:, 1]))
 
 
 def column_of(frame: Any, what: str) -> pa.Array:
@@ -66,8 +78,9 @@ def _joined(table: pa.Table, name: str) -> pa.Array:
     return pa.chunked_array([plain(chunk) for chunk in column.chunks], plain_type(column.type)).combine_chunks()
 
 
-def table_of(users: pa.Array, items: pa.Array, ratings: Any, weights: Any = None) -> pa.Table:
-    """Return ratings of pairs as a table, with weights in the column `weight`, if there are any."""
+def table_of(pairs: Pairs, ratings: Any, weights: Any = None) -> pa.Table:
+    """Return ratings of pairs as a table, with weights in the column `weight`, if there are any: those above 0."""
+    users, items, _ = pairs
     given = {"y": ratings} if weights is None else {"y": ratings, "sample_weight": weights}
     columns = {name: np.asarray(values) for name, values in given.items()}
     columns = {name: values[:, 0] if values.shape[1:] == (1,) else values for name, values in columns.items()}
@@ -76,7 +89,8 @@ def table_of(users: pa.Array, items: pa.Array, ratings: Any, weights: Any = None
             needed = f"(n,), for {counted(len(users), 'pair')}"
             raise RatingsError(f"{name} has the shape {values.shape}; it needs {needed}")
     names = [*Columns()[:3], "weight"][: 2 + len(columns)]
-    return pa.table(dict(zip(names, (users, items, *columns.values()), strict=True)))
+    table = pa.table(dict(zip(names, (users, items, *columns.values()), strict=True)))
+    return table if weights is None else table.filter(pa.array(columns["sample_weight"] != 0))
 
 
 def batches_of(source: Any, is_set: IsSet) -> tuple[pa.Schema, Iterator[pa.RecordBatch], str]:

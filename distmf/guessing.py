@@ -21,19 +21,16 @@ INDEX = "__index_level_"  # how the names of columns begin that pandas makes of 
 
 
 def pair_columns_in(there: Sequence[str], names: dict[str, str | None], source: str) -> Columns:
-    """Return the columns of users and items: as `columns_in`, or of two columns, of which a name is not known, both."""
+    """Return the columns of users and items: as `columns_in`, and of two columns the one whose name is not known."""
     own = [name for name in there if not name.startswith(INDEX)]
     if len(own) == 2 and not any(names.values()):
         user, item = (only_one_of(own, KNOWN[what], what, source) for what in names)
-        if user is None and item is None:
-            user, item = own
-            logger.info("%s: users are taken from %r, and items from %r", source, user, item)
-        other: dict[str | None, str] = {own[0]: own[1], own[1]: own[0]}
+        other: dict[str | None, str | None] = {own[0]: own[1], own[1]: own[0], None: None}
         names = {"user": user or other[item], "item": item or other[user]}
     try:
         return columns_in(own, names, source)
     except RatingsError as err:
-        raise RatingsError(f"{err}; or give a table of two columns, users first") from err
+        raise RatingsError(f"{err}; or give an array of shape (n, 2), users first") from err
 
 
 def only_one_of(there: Sequence[str], known: Sequence[str], what: str, source: str) -> str | None:

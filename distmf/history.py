@@ -88,7 +88,7 @@ class History(Sequence[Epoch]):
         holdout got no better for `patience` epochs), "time" (`max_seconds` were over), "epochs" (all were done),
         "interrupted".
     train_error, holdout_error : float or None
-        Exact, at the final factors.
+        Exact, at the final factors; predictions are not clipped.
     rollbacks : int
         How often the cost grew or was not finite, and an epoch was done again with a smaller step.
     best_epoch : int or None

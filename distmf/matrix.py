@@ -45,6 +45,7 @@ def set_entries(ratings: Any, is_set: IsSet) -> tuple[npt.NDArray[np.float64], n
     if not callable(is_set):
         raise ParameterError(f"is_set is {is_set!r}; it is a function of an array of values, as distmf.non_negative")
     later = ", which .collect() makes a table of" if hasattr(ratings, "collect") else ""
+    later = "; give its train or its test" if hasattr(ratings, "n_test") else later
     kinds = f"give a path, a glob, a table or a matrix as ratings; this is of type {type(ratings).__name__}{later}"
     try:
         matrix = np.asarray(ratings)

@@ -161,7 +161,7 @@ def _about_codes(model: Model) -> str:
     if model.run is None:
         return f"{text} Nor is how they were blocked."
     if model.run.blocks["weights"]:
-        text += " They have weights: name that column, too (weight, --weight)."
+        text += " They have weights; WEIGHT stands for the name of their column."
     others = _n_ratings(model) - model.run.blocks["ratings"]
     if others and model.run.blocks["duplicates of the blocks"] != "mean":  # several ratings became one
         text += (
@@ -177,7 +177,9 @@ def _blocking(run: Run | None) -> dict[str, Any]:
         return {}
     names = {"holdout": 0.0, "duplicates": "keep", "seed": 0}  # and their defaults
     found = {name: run.blocks[f"{name} of the blocks"] for name in names}
-    return {"grid": tuple(run.blocks["grid"]), **{name: found[name] for name in names if found[name] != names[name]}}
+    weight = {"weight": "WEIGHT"} if run.blocks["weights"] else {}
+    others = {name: found[name] for name in names if found[name] != names[name]}
+    return {"grid": tuple(run.blocks["grid"]), **weight, **others}
 
 
 def _call(arguments: list[str], options: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A model and ratings that it has not seen -> how good its lists of the best items are."""
 
 import functools
+import numbers
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from distmf.arguments import check_whole, names_checked
 from distmf.blocking import blocks_to_exclude
 from distmf.blocks import PARTS, Blocks, Part, is_blocks
 from distmf.engines import open_engine
-from distmf.errors import RatingsError
+from distmf.errors import ParameterError, RatingsError
 from distmf.factorization import MatrixFactorization
 from distmf.heldout import Numbers, Places, known_items, on_engine, open_heldout, places_of, read
 from distmf.loading import model_of
@@ -82,7 +83,7 @@ def evaluate_ranking(
         Means over the `n_users` users that were trained on and have a liked item, L of them in all:
         `precision`, hits / n; `recall`, hits / L; `ndcg`, Σ 1/log2(1 + rank) of the hits over that of a perfect list;
         `map`, the sum of the precisions at the hits over min(L, n); `mrr`, 1 / rank of the first hit; `hit_rate`, the
-        share of lists with a hit. `coverage` is the share of the items that are in a list at all.
+        share of lists with a hit. `coverage` is the share of the items that may be in a list (trained on, and allowed) that are in one.
 
     Raises
     ------
@@ -98,6 +99,8 @@ def evaluate_ranking(
     .. [1] K. Järvelin, J. Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM TOIS 2002: NDCG.
     """
     check_whole("n", n)
+    if relevant is not None and not isinstance(relevant, numbers.Real):
+        raise ParameterError(f"relevant is {relevant!r}; it is a number, as 4 for ratings from 4 on")
     model, names = model_of(mf, client), {"user": user, "item": item, "rating": rating}
     items_among = known_items(model).items_among(among, without)
     if exclude is None and is_blocks(source):

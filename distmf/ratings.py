@@ -32,6 +32,7 @@ REMOTE_BUFFER_BYTES = 1 << 23  # a request takes longer
 MAGIC = b"PAR1"
 TEXT = ".csv", ".tsv", ".txt", ".dat", ".data"
 ISO_DATE = r"^\d{4}-\d{2}-\d{2}($|[T ])"  # whose order as text is that of time
+MOST_NAMED = 20  # columns, in a message
 LARGEST = 1e30  # beyond it, predictions would not fit into float32
 
 
@@ -348,7 +349,8 @@ def check_columns(names: Sequence[str], columns: Columns, file: str) -> None:
     for option, name in zip(Columns._fields, columns, strict=True):
         if name is None or names.count(name) == 1:
             continue
-        there = ", ".join(map(repr, names)) or "none"
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        there = (", ".join(map(repr, names[:MOST_NAMED])) or "none") + more
         if name in names:
             raise RatingsError(f"{file}: {names.count(name)} columns are called {name!r}; rename them: {there}")
         meant, how = similar(name, names), f"name the right one by {option}= (--{option})"

@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
@@ -46,47 +46,52 @@ def write_text(files: Sequence[tuple[Any, str]], folder: Folder, names: dict[str
 
     Ids are integers where all of them are, as they are written; else all are strings: 007 is not 7.
     """
+    needed = [what for what in NEEDED if what in names]
+    with _open_text(*files[0], needed) as (lines, _):
+        columns = columns_in(lines.names, names, lines.where)
     strings: set[str] = set()
     while True:
         try:
-            return _write_texts(files, folder, names, strings)
+            for n, (fs, path) in enumerate(files):
+                with _open_text(fs, path, needed) as (lines, text):
+                    check_columns(lines.names, columns, lines.where)
+                    _write_one(lines, text, folder, f"part-{n}.parquet", columns, strings)
         except _TextError as err:
             strings.add(str(err))
+        else:
+            return columns
 
 
-def _write_texts(
-    files: Sequence[tuple[Any, str]], folder: Folder, names: dict[str, str | None], strings: set[str]
-) -> Columns:
-    columns = None
-    for n, (fs, path) in enumerate(files):
-        where = display_name(fs, path)
-        with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(opened(fs, path))
-            compression = COMPRESSED.get(posixpath.splitext(path)[1].lower())
-            text = stack.enter_context(pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression))
-            first = text.read(1 << 16).removeprefix(codecs.BOM_UTF8)
-            head, _, _ = first.partition(b"\n")
-            if b"\0" in head:
-                raise RatingsError(NOT_UTF8.format(where))
-            lines = _Lines.of(head.decode(errors="replace").strip(), where, [what for what in NEEDED if what in names])
-            columns = columns or columns_in(lines.names, names, where)
-            check_columns(lines.names, columns, where)
-            reader = stack.enter_context(lines.reader(_Rest(first, text), columns))
-            kinds = {name: pa.large_string() if name in strings else pa.int64() for name in columns.ids}
-            schema = pa.schema([(name, kinds.get(name, reader.schema.field(name).type)) for name in columns.names])
-            file = stack.enter_context(folder.create(f"part-{n}.parquet"))
-            writer = stack.enter_context(pq.ParquetWriter(file, schema))
-            try:
-                for batch in reader:
-                    arrays = {name: batch[name] for name in columns.names}
-                    for name in columns.ids:
-                        ids = compute.utf8_trim_whitespace(batch[name])
-                        arrays[name] = ids if name in strings else _integers(ids, name, where)
-                    writer.write_batch(pa.record_batch(list(arrays.values()), schema=schema))
-            except pa.ArrowInvalid as err:
-                raise lines.refused(err) from err
-    assert columns is not None
-    return columns
+@contextlib.contextmanager
+def _open_text(fs: Any, path: str, needed: Sequence[str]) -> Iterator[tuple["_Lines", "_Rest"]]:
+    """Yield what the first line of a file says, and all of its text."""
+    where = display_name(fs, path)
+    compression = COMPRESSED.get(posixpath.splitext(path)[1].lower())
+    with opened(fs, path) as raw, pa.input_stream(pa.PythonFile(raw, mode="r"), compression=compression) as text:
+        first = text.read(1 << 16).removeprefix(codecs.BOM_UTF8)
+        head, _, _ = first.partition(b"\n")
+        if b"\0" in head:
+            raise RatingsError(NOT_UTF8.format(where))
+        yield _Lines.of(head.decode(errors="replace").strip(), where, needed), _Rest(first, text)
+
+
+def _write_one(lines: "_Lines", text: "_Rest", folder: Folder, name: str, columns: Columns, strings: set[str]) -> None:
+    """Write the text of a file as Parquet; ids in the columns `strings` as such, others as integers."""
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(lines.reader(text, columns))
+        kinds = {column: pa.large_string() if column in strings else pa.int64() for column in columns.ids}
+        schema = pa.schema([(column, kinds.get(column, reader.schema.field(column).type)) for column in columns.names])
+        writer = pq.ParquetWriter(stack.enter_context(folder.create(name)), schema)
+        stack.enter_context(writer)
+        try:
+            for batch in reader:
+                arrays = {column: batch[column] for column in columns.names}
+                for column in columns.ids:
+                    ids = compute.utf8_trim_whitespace(batch[column])
+                    arrays[column] = ids if column in strings else _integers(ids, column, lines.where)
+                writer.write_batch(pa.record_batch(list(arrays.values()), schema=schema))
+        except pa.ArrowInvalid as err:
+            raise lines.refused(err) from err
 
 
 def _integers(ids: pa.Array, name: str, where: str) -> pa.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distmf.arguments import check_choice, check_whole
+from distmf.arguments import check_choice, check_whole, names_checked
 from distmf.blocking import blocks_to_exclude
 from distmf.choices import BOUNDS, Bound
 from distmf.errors import NotFittedError
@@ -21,6 +21,7 @@ class Trained(Estimator):
     """An estimator that has a model, once it is trained."""
 
     _model: Model | None = None
+    _names: tuple[str, ...] | None = None  # of the columns of pairs that it was trained on
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether there is a trained model."""
@@ -35,12 +36,12 @@ class Trained(Estimator):
 
     @property
     def user_ids_(self) -> npt.NDArray[Any]:
-        """Raw user ids, ascending; shape (n_users,)."""
+        """Raw user ids, ascending, those that are only in the holdout too, whose factors are 0; shape (n_users,)."""
         return _to_numpy(self.model_.users.ids)
 
     @property
     def item_ids_(self) -> npt.NDArray[Any]:
-        """Raw item ids, ascending; shape (n_items,)."""
+        """Raw item ids, ascending, those that are only in the holdout too, whose factors are 0; shape (n_items,)."""
         return _to_numpy(self.model_.items.ids)
 
     @property
@@ -81,6 +82,7 @@ class Trained(Estimator):
     def predict(
         self, user_ids: Any, item_ids: Any = ..., *, clip: bool = ..., return_std: Literal[True]
     ) -> tuple[Float32, Float32]: ...
+    @names_checked
     def predict(
         self, user_ids: Any, item_ids: Any = None, *, clip: bool = True, return_std: bool = False
     ) -> Float32 | tuple[Float32, Float32]:
@@ -111,10 +113,11 @@ class Trained(Estimator):
         """
         model = self.model_
         if item_ids is None:
-            user_ids, item_ids = pairs_of(user_ids)
+            user_ids, item_ids, _ = pairs_of(user_ids, known=self._names)
         found = model.predict(user_ids, item_ids, clip=clip, with_stds=return_std)
         return found.ratings if found.stds is None else (found.ratings, found.stds)
 
+    @names_checked
     def score(self, pairs: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R², the share of the variance of ratings that predictions explain, as regressors of scikit-learn do.
 
@@ -133,6 +136,7 @@ class Trained(Estimator):
         spread = float(weights @ np.square(ratings - np.average(ratings, weights=weights)))
         return 1 - squares / spread if spread else float(squares == 0)
 
+    @names_checked
     def is_unseen(self, user_ids: Any, item_ids: Any) -> npt.NDArray[np.bool_]:
         """Return for each (user, item) pair whether its user or its item was not trained on.
 
@@ -151,6 +155,7 @@ class Trained(Estimator):
         """Return the prediction of every user and item: float32, shape (n_users, n_items). For the small case."""
         return self.model_.reconstruct(clip=clip)
 
+    @names_checked
     def recommend(
         self,
         user_ids: Any,
@@ -197,6 +202,7 @@ class Trained(Estimator):
             found = self.model_.recommend(user_ids, n, reader, bound, items)
         return Recommendations(*_left(*found, _is_single(user_ids)))
 
+    @names_checked
     def similar_items(self, item_ids: Any, n: int = 10) -> Neighbours:
         """Return the items whose factors point most nearly the same way, by the cosine of the angle between them.
 
@@ -221,6 +227,7 @@ class Trained(Estimator):
         check_whole("n", n)
         return Neighbours(*_left(*self.model_.items.similar(item_ids, "item", n), _is_single(item_ids)))
 
+    @names_checked
     def similar_users(self, user_ids: Any, n: int = 10) -> Neighbours:
         """Return the users whose factors point most nearly the same way, by the cosine of the angle between them.
 

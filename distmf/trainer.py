@@ -191,6 +191,8 @@ class Trainer:
         if training.chain_rule is not None:
             self.engine.everywhere(langevin.compile_moves)
         self.baselines = self._baselines() if self.has_baselines else None
+        if self.start is not None:  # ratings may be far from what a model expects that has not seen them
+            self._cost_of_mean = max(1.0, self._measure(training, self.start).train)
         event = self.progress.event
         if event == "time":  # that a training had does not count for the one that goes on with it
             event = None
@@ -203,7 +205,7 @@ class Trainer:
                 self._undo_epoch()
                 self._roll_back()
             elif event != "target" or self._is_on_target(cost):
-                return event, (cost if event == "target" else self._with_best_epoch(cost))
+                return event, (cost if event == "target" else self._with_best_epoch(cost, event))
             event = None
 
     def _baselines(self) -> Baselines | None:
@@ -230,19 +232,19 @@ class Trainer:
         (rows, cols), step = run_through_losses(self.engine, generation.graph, keys)
         return State(end, rows, cols, step, None)
 
-    def _with_best_epoch(self, cost: Cost) -> Cost:
+    def _with_best_epoch(self, cost: Cost, event: Stopped) -> Cost:
         """Take the epoch that was best on the holdout for the result, if early stopping is asked for; return its cost.
 
-        Where steps go to zero, the best epoch of a long line still had large ones: a few epochs more, on a line that
-        ends there, make its model better, or are dropped. The checkpoint stays as it is: a training that goes on goes
-        on from the last epoch.
+        Where patience ran out on the way to steps of zero, the best epoch still had large ones: as many epochs more, on
+        a line that ends there, make its model better, or are dropped. The checkpoint stays as it is: a training that
+        goes on goes on from the last epoch.
         """
         best, anchor, rule = self.progress.best_epoch, self.progress.anchor, self.training.rule
         if not self.rules.patience or self.training.chain_rule or not 0 < best < self.progress.state.epoch:
             return cost
         state = self._later_state(self.training, anchor, best - anchor.epoch) if anchor.epoch < best else anchor
         cost = self._measure(self.training, state)
-        if isinstance(rule, StepRule) and rule.epochs is not None:
+        if event == "early" and isinstance(rule, StepRule) and rule.epochs is not None:
             n_epochs = self.rules.patience
             cooling = self.training._replace(rule=rule._replace(epochs=best + n_epochs))
             cooled = self._later_state(cooling, state._replace(cost=None), n_epochs)  # wherever it was taken up

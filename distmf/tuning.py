@@ -28,7 +28,7 @@ _UNTUNED = MatrixFactorization().hyperparameters
 DEFAULTS = Settings(_UNTUNED["rank"], "auto", _UNTUNED["epochs"])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tuning:
     """What `tune` found; printed, it is a table and a sentence.
 
@@ -82,7 +82,7 @@ class Tuning:
             f"less than the {defaults:.4f} of the defaults, {DEFAULTS}."
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = [("rank", "reg", "epochs", f"holdout {self.measure}", "seconds", "")]
         for each in self.candidates:
             notes = {"best": each is self.best, "defaults": each is self.defaults, "dropped": not each.is_whole}

@@ -52,15 +52,17 @@ def watch(*, quiet: bool = False) -> Iterator[Callable[[], None]]:
     ...     mf = distmf.MatrixFactorization(rank=1, epochs=3).fit(np.array([[5, 3, 1], [4, 2, 1]]))
     """
     package = logging.getLogger("distmf")
-    level, view = package.level, None if quiet else _view()
+    level, propagates, view = package.level, package.propagate, None if quiet else _view()
     handler = logging.StreamHandler() if view is None else _Aside(view)
     package.addHandler(handler)
     package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.propagate = False  # else a handler of the root would say all of it again
     try:
         with contextlib.nullcontext() if view is None else view:
             yield (lambda: None) if view is None else view.end
     finally:
         package.setLevel(level)
+        package.propagate = propagates
         package.removeHandler(handler)
 
 

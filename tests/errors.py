@@ -144,6 +144,8 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
     "Training": {
         "distmf train model m": PROBLEM,
         "distmf train ratings m --rank 8:16": USAGE,
+        "distmf train ratings m --n-factors 8": USAGE,
+        "distmf train ratings ratings/m": PROBLEM,
         "mf = distmf.MatrixFactorization(n_factors=8)": PARAMETER,
         "distmf trian ratings m": USAGE,
         "distmf train ratings": USAGE,
@@ -194,7 +196,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.MatrixFactorization(4)\nmf.fit('blocks', threads=0)": PARAMETER,
         "mf = distmf.MatrixFactorization(4)\nmf.fit('blocks', memory='much')": PARAMETER,
         "draws = distmf.load('draws')\ndraws.partial_fit('new')": PARAMETER,
-        "mf = distmf.MatrixFactorization(4)\nmf.partial_fit('new')": NOT_FITTED,
+        "mf = distmf.MatrixFactorization(4)\nmf.fold_in('new')": NOT_FITTED,
         "mf = distmf.MatrixFactorization(4)\nmf.diagnose()": NOT_FITTED,
     },
     "On a cluster": {
@@ -229,6 +231,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf train no-json m": PROBLEM,
         "distmf inspect nowhere": PROBLEM,
         "distmf inspect folder": PROBLEM,
+        "distmf inspect split": PROBLEM,
         "distmf inspect test.parquet": PROBLEM,
         "distmf evaluate nowhere test.parquet": PROBLEM,
         "distmf evaluate blocks test.parquet": PROBLEM,
@@ -247,6 +250,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf predict model nowhere.parquet p.parquet": PROBLEM,
         "distmf predict model pairs.parquet folder": PROBLEM,
         "distmf predict model pairs.parquet p.tsv": USAGE,
+        "distmf predict model pairs.parquet pairs.parquet": USAGE,
         "distmf predict model pairs.parquet test.parquet/p.parquet": PROBLEM,
         "distmf predict model users.parquet p.parquet": PROBLEM,
         "distmf predict model strings.parquet p.parquet": PROBLEM,
@@ -274,6 +278,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "mf = distmf.load('model')\nmf.predict(np.zeros((3, 3), int))": RATINGS,
         "mf = distmf.load('model')\nmf.predict(7, 3, return_std=True)": NOT_FITTED,
         "mf = distmf.load('model')\nmf.recommend(7, n=0)": PARAMETER,
+        "mf = distmf.load('model')\nmf.recommend(7, top_k=3)": PARAMETER,
         "mf = distmf.load('model')\nmf.recommend(7, n='3')": PARAMETER,
         "mf = distmf.load('model')\nmf.recommend(7, bound='optimist')": PARAMETER,
         "mf = distmf.load('model')\nmf.recommend(7, among=[99999])": PARAMETER,
@@ -294,6 +299,7 @@ CASES: dict[str, dict[str, int | type[Exception]]] = {
         "distmf evaluate model blocks --user user_id": USAGE,
         "distmf evaluate model strings.parquet": PROBLEM,
         "distmf evaluate model ratings --relevant 4": USAGE,
+        "mf = distmf.load('model')\ndistmf.evaluate_ranking(mf, 'ratings', relevant='4')": PARAMETER,
         "distmf evaluate model ratings --ranking 5 --relevant 9": PROBLEM,
         "distmf evaluate clicks-model test.parquet": PROBLEM,
         "mf = distmf.load('model')\ndistmf.evaluate_ranking(mf, 'ratings', 0)": PARAMETER,
@@ -561,6 +567,7 @@ def _write_trained(folder: Path) -> None:
             table = pq.read_table("ratings")
             pq.write_table(table.filter(pa.compute.less(table["rating"], 4.5)), folder / "low.parquet")
         distmf.MatrixFactorization(4, epochs=2, **options).fit(ratings).save(folder / name)
+    distmf.split("ratings", "split")
     distmf.MatrixFactorization(4, epochs=2).fit("blocks", checkpoint="checkpoint")
     distmf.tune("blocks", ranks=[4], regs=["auto"], epochs=[2], checkpoint="tuning")
 

@@ -135,6 +135,9 @@ def test_error__ends_as_it_ought_to_and_is_told_in_a_line_or_two(did: str, found
         ("mf = distmf.MatrixFactorization(4)\nmf.fit('blocks', resumee=True)", "'resume'"),
         ("distmf.tune('blocks', rank=8)", "'ranks'"),
         ("mf = distmf.MatrixFactorization(n_factors=8)", "'rank'"),
+        ("mf = distmf.load('model')\nmf.recommend(7, top_k=3)", "'n'"),
+        ("distmf train ratings m --n-factors 8", "'--rank'"),
+        ("distmf split ratings s --by time", "'last'"),
     ],
 )
 def test_misspelling__suggests_the_right_one(did: str, meant: str, found: dict[str, Found]) -> None:

@@ -254,3 +254,28 @@ def test_fold_in_and_partial_fit__take_tables(parts: Parts) -> None:
         getattr(from_tables, name)(pq.read_table(parts.new).rename_columns(["userId", "movie", "stars"]))
         np.testing.assert_array_equal(from_files.user_ids_, from_tables.user_ids_)
         np.testing.assert_array_equal(from_files.user_factors_, from_tables.user_factors_)
+
+
+@pytest.mark.parametrize(
+    ("users", "ratings"),
+    [
+        ([10**6] * 3, [1, 1, 1]),
+        ([3] * 4, [5, 1, 5, 1]),
+        ([3], [1]),
+        ([*range(10**6, 10**6 + 50)] * 10, [1, 5] * 250),
+    ],
+)
+def test_partial_fit__takes_ratings_that_are_far_from_what_it_expects(
+    users: list[int], ratings: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No step size can help that; it is not the step that is wrong."""
+    rng = np.random.default_rng(0)
+    old = {"user_id": rng.integers(0, 100, 3000), "item_id": rng.integers(0, 60, 3000)}
+    mf = MatrixFactorization(4, epochs=8).fit(pa.table({**old, "rating": 3.5 + 0.3 * rng.standard_normal(3000)}))
+    new = pa.table({"user_id": users, "item_id": rng.integers(0, 60, len(users)), "rating": ratings})
+    before = distmf.evaluate(mf, new)["rmse"]
+    with caplog.at_level("INFO", "distmf"):
+        mf.partial_fit(new)
+    assert "cost grew" not in caplog.text
+    assert distmf.evaluate(mf, new)["rmse"] < before
+    assert "step" not in str(mf.diagnose())

@@ -80,19 +80,36 @@ def test_fit__takes_pairs_under_other_names(table: pa.Table) -> None:
     y = table["rating"].to_numpy()
     whole = MatrixFactorization(4, epochs=5).fit(table)
     more = table.select(["user_id", "item_id"]).rename_columns(["who", "what"]).to_pandas().sample(frac=1)
-    two = MatrixFactorization(4, epochs=5).fit(more, y[more.index])
-    three = more.assign(user=1)
+    one_known = MatrixFactorization(4, epochs=5).fit(more.rename(columns={"who": "userId"}), y[more.index])
+    three = more.assign(user=1)[["what", "user", "who"]]
     named = MatrixFactorization(4, epochs=5).fit(three, y[more.index].reshape(-1, 1), user="who", item="what")
-    for mf in two, named:
+    for mf in one_known, named:
         np.testing.assert_array_equal(mf.user_factors_, whole.user_factors_)
-    np.testing.assert_array_equal(two.predict(more.rename(columns={"what": "user_id"})[["user_id", "who"]][:0]), [])
-    swapped = more.rename(columns={"what": "userId", "who": "other"})[["other", "userId"]]
-    expected = whole.predict(swapped["userId"], swapped["other"])
-    np.testing.assert_array_equal(whole.predict(swapped), expected)
-    with pytest.raises(RatingsError, match=r"no column 'item_id'; .*; or give a table of two columns, users first"):
-        two.predict(three)
+    expected = whole.predict(three["who"], three["what"])
+    np.testing.assert_array_equal(named.predict(three), expected)  # it knows the names
+    np.testing.assert_array_equal(named.predict(three[["what", "who"]]), expected)
+    np.testing.assert_array_equal(
+        named.predict(more.rename(columns={"who": "user_id"})), whole.predict(more.to_numpy())
+    )
+    for fit_or_predict in (whole.predict, lambda X: whole.fit(X, y[more.index])):
+        with pytest.raises(
+            RatingsError, match=r"no column 'user_id'; .*; or give an array of shape \(n, 2\), users first"
+        ):
+            fit_or_predict(three[["what", "who"]])
     with pytest.raises(ParameterError, match="rating: not with y; ratings are in y, and weights in sample_weight"):
-        two.fit(more, y[more.index], rating="r")
+        named.fit(three, y[more.index], rating="r")
+
+
+def test_partial_fit_and_fold_in__take_pairs_and_ratings(table: pa.Table) -> None:
+    X, y = pairs(table, "pandas"), table["rating"].to_numpy()
+    mf, other = (MatrixFactorization(4, epochs=3) for _ in range(2))
+    np.testing.assert_array_equal(mf.partial_fit(X, y).user_factors_, other.fit(table).user_factors_)  # from nothing
+    new = X[:50].assign(user_id=10**6)
+    mf.partial_fit(new, y[:50])
+    other.partial_fit(pa.Table.from_pandas(new.assign(rating=y[:50])))
+    np.testing.assert_array_equal(mf.user_factors_, other.user_factors_)
+    mf.fold_in(new.assign(user_id=10**7), y[:50])
+    assert mf.user_ids_[-2:].tolist() == [10**6, 10**7]
 
 
 def test_weights__are_those_of_a_column(table: pa.Table) -> None:
@@ -114,6 +131,19 @@ def test_routing__lets_searches_and_pipelines_work(table: pa.Table) -> None:
         pipeline = Pipeline([("mf", MatrixFactorization(4, epochs=3))])
         assert GridSearchCV(pipeline, {"mf__rank": [2, 4]}, cv=2).fit(X, y).best_score_ > 0
         assert (cross_val_score(pipeline, X, y, cv=2) > 0).all()
+        weights = np.random.default_rng(0).integers(0, 3, len(y))
+        mf = MatrixFactorization(4, epochs=3).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(mf, {"rank": [4]}, cv=2).fit(X, y, sample_weight=weights)
+        expected = MatrixFactorization(4, epochs=3).fit(X, y, sample_weight=weights)
+        np.testing.assert_array_equal(search.best_estimator_.user_factors_, expected.user_factors_)
+
+
+def test_weights__of_zero_leave_a_rating_out(table: pa.Table) -> None:
+    X, y = pairs(table, "array"), table["rating"].to_numpy()
+    weights = np.random.default_rng(0).integers(0, 2, len(y))
+    mf = MatrixFactorization(4, epochs=3).fit(X, y, sample_weight=weights)
+    some = MatrixFactorization(4, epochs=3).fit(X[weights == 1], y[weights == 1], sample_weight=np.ones(weights.sum()))
+    np.testing.assert_array_equal(mf.user_factors_, some.user_factors_)
 
 
 def test_fit__leaves_its_parameters_as_they_are(table: pa.Table) -> None:

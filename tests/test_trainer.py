@@ -288,6 +288,12 @@ def test_fit__allowed_more_epochs_is_hardly_worse(overfitting: Blocks) -> None:
     assert errors[60] < 1.005 * errors[15]
 
 
+def test_fit__trains_no_epochs_beyond_those_that_were_asked_for(overfitting: Blocks) -> None:
+    for options in ({"patience": 1000}, {"patience": 1, "max_seconds": 0.0}):
+        history = MatrixFactorization(8, reg=0.0, epochs=30, **options).fit(overfitting).history_  # type: ignore[arg-type]
+        assert history.cooled == 0
+
+
 def test_fit__stops_when_the_time_is_over(overfitting: Blocks, tmp_path: Path) -> None:
     mf = MatrixFactorization(8, epochs=4, max_seconds=0.0)
     options = {"checkpoint": tmp_path / "c", "resume": True}
