@@ -83,7 +83,8 @@ def evaluate_ranking(
         Means over the `n_users` users that were trained on and have a liked item, L of them in all:
         `precision`, hits / n; `recall`, hits / L; `ndcg`, Σ 1/log2(1 + rank) of the hits over that of a perfect list;
         `map`, the sum of the precisions at the hits over min(L, n); `mrr`, 1 / rank of the first hit; `hit_rate`, the
-        share of lists with a hit. `coverage` is the share of the items that may be in a list (trained on, and allowed) that are in one.
+        share of lists with a hit. `coverage` is the share of the items that may be in a list (trained on, and allowed)
+        that are in one.
 
     Raises
     ------
