@@ -29,7 +29,7 @@ _WAYS_OUT = {
     errno.EACCES: "you may not; check the rights, or the credentials of the object store",
     errno.EPERM: "you may not; check the rights, or the credentials of the object store",
     errno.EROFS: "choose a place that can be written to",
-    errno.ENOENT: "check the name, or make the folder or the bucket above it",
+    errno.ENOENT: "check the name, or make the folder or bucket",
     errno.EEXIST: "a file is where a folder has to be; choose another place",
     errno.ENOTDIR: "a file is where a folder has to be; choose another place",
 }

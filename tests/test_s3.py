@@ -189,7 +189,7 @@ with new_folder(sys.argv[1], KIND) as folder:
 
 def test_s3__names_a_bucket_that_is_not_there_before_the_work_and_makes_none(s3: str, local: Path) -> None:
     missing = "s3://no-such-bucket"
-    cannot = "cannot be written: The specified bucket does not exist; check the name, or make the folder or the bucket above it"
+    cannot = "cannot be written: The specified bucket does not exist; check the name, or make the folder or bucket"
     assert refusal("block", local / "r.parquet", f"{missing}/b") == f"distmf: {missing}/b {cannot}"
     assert refusal("train", local / "blocks", f"{missing}/m") == f"distmf: {missing}/m {cannot}"
     assert f"{missing}/c {cannot}" in refusal("train", local / "blocks", f"{s3}/m", "--checkpoint", f"{missing}/c")
