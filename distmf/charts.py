@@ -46,9 +46,10 @@ def learning_curves(history: History, chain: int = 0) -> Chart:
     begin, end = (1.0, last) if last > 1 else (0.5, 1.5)
     if history.noise is not None:
         lines["noise"] = history.noise
+    highest = max(lines, key=lambda name: lines[name], default="")
     for name, value in lines.items():
         figure.line([begin, end], [value, value], color=GREY, line_width=1.5, line_dash="dashed")
-        label(figure, end, value, f"{name} {value:.4f}", above=name == max(lines, key=lambda each: lines[each]))
+        label(figure, end, value, f"{name} {value:.4f}", above=name == highest)
     if history.best_epoch is not None:
         figure.add_layout(
             Span(location=history.best_epoch, dimension="height", line_color=INK, line_dash="dotted", line_width=1)

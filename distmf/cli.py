@@ -6,7 +6,6 @@ import logging
 import re
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -229,10 +228,11 @@ def train(ratings_or_blocks: str, model: str, as_json: bool, quiet: bool, **give
             raise click.UsageError("--checkpoint-every needs --checkpoint: the folder to save to")
     with reporting(as_json=as_json, quiet=quiet) as report:
         others = [where["checkpoint"]] if "checkpoint" in where else []
-        if is_blocks(ratings_or_blocks) and given:
+        has_blocks = is_blocks(ratings_or_blocks)
+        if has_blocks and given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise click.UsageError(f"{flags}: only for raw ratings, and these are blocks: {ratings_or_blocks}")
-        if is_blocks(ratings_or_blocks) or Path(ratings_or_blocks).is_dir():
+        if has_blocks or Path(ratings_or_blocks).is_dir():
             others.append(ratings_or_blocks)
         refuse_nested(free_folder(model, KIND), *map(Folder.at, others))  # an error now, not after the work
         try:
@@ -416,7 +416,7 @@ def predict(
         raise click.UsageError(f"{out}: this is, or is in, what is to be predicted; choose another name")
     with reporting(as_json=as_json, quiet=quiet) as report:
         trained, names = distmf.load(model).model_, {"user": given["user"], "item": given["item"]}
-        with as_parquet(pairs, Path(tempfile.gettempdir()) / "distmf-pairs", names) as (parquet, columns):
+        with as_parquet(pairs, None, names) as (parquet, columns):
             source, n_unseen = open_ratings(parquet, columns), 0
             progress = Progress(logger, "predicting", source.n_rows)
             more = {"std": pa.float32()} if std else {}

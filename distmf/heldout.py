@@ -5,9 +5,7 @@ A model is one in memory, or the folder that one was saved in, which each proces
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,8 +101,7 @@ def open_heldout(source: Any, names: dict[str, str | None], client: Any = None) 
             )
         yield HeldOut(blocks, tuple(key for key in sorted(blocks.entries) if blocks.entries[key].n_holdout))
         return
-    beside = Path(tempfile.gettempdir()) / "distmf-ratings"
-    with as_parquet(source, beside, names, client=client) as (parquet, columns):
+    with as_parquet(source, None, names, client=client) as (parquet, columns):
         ratings = open_ratings(parquet, columns)
         yield HeldOut(ratings, ratings.pieces)
 

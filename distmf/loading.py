@@ -26,8 +26,8 @@ def load(path: str | Path) -> MatrixFactorization:
     return mf
 
 
-def loaded(mf: MatrixFactorization | str | Path) -> MatrixFactorization:
-    """Return a trained model, read if its path is given.
+def loaded(mf: MatrixFactorization | str | Path, name: str = "mf") -> MatrixFactorization:
+    """Return a trained model, read if its path is given; `name` is that of the argument, for messages.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def loaded(mf: MatrixFactorization | str | Path) -> MatrixFactorization:
     if isinstance(mf, str | Path):
         return load(mf)
     if not isinstance(mf, MatrixFactorization):
-        raise ParameterError(f"mf is of type {type(mf).__name__}; it is a trained model, or the folder of one")
+        raise ParameterError(f"{name} is of type {type(mf).__name__}; it is a trained model, or the folder of one")
     mf.model_  # noqa: B018 (raises if there is none)
     return mf
 
@@ -57,20 +57,11 @@ def model_of(mf: MatrixFactorization | str | Path, client: Any) -> Model | Folde
 
 @contextlib.contextmanager
 def saved(model: MatrixFactorization | str | Path, out: str | Path) -> Iterator[Folder]:
-    """Yield the folder of a saved model; one in memory is saved beside `out`, and gone afterwards.
-
-    Raises
-    ------
-    NotFittedError
-        Before training.
-    ParameterError
-        If it is something else.
-    """
-    if isinstance(model, MatrixFactorization):
-        with temporary_folder(f"{str(out).rstrip('/')}.model") as folder:
-            model.save(str(folder))
-            yield folder
-    elif isinstance(model, str | Path):
+    """Yield the folder of a model; one in memory, as `loaded` takes it, is saved beside `out` for the time being."""
+    if isinstance(model, str | Path):
         yield Folder.at(model)
-    else:
-        raise ParameterError(f"model is of type {type(model).__name__}; it is a trained model, or the folder of one")
+        return
+    mf = loaded(model, "model")
+    with temporary_folder(f"{str(out).rstrip('/')}.model") as folder:
+        mf.save(str(folder))
+        yield folder

@@ -27,7 +27,7 @@ from distmf.text import is_text, write_text
 @contextlib.contextmanager
 def as_parquet(
     source: Any,
-    beside: str | Path,
+    beside: str | Path | None,
     names: dict[str, str | None],
     is_set: IsSet = not_nan,
     client: Any = None,
@@ -39,8 +39,8 @@ def as_parquet(
     source : str, Path, table or matrix
         A path or URL of Parquet or text; an Arrow table, reader or dataset; a pandas, polars or Dask DataFrame, or
         whatever else exports an Arrow stream; a SciPy sparse matrix; a dense matrix.
-    beside : str or Path
-        What ratings that have to be written are written beside.
+    beside : str, Path or None
+        What ratings that have to be written are written beside; None is where temporary files go.
     names : dict
         Of the columns `user`, `item`, `rating`, `time` and `weight`, as far as they are needed; None for those to be
         guessed, and for no weight.
@@ -65,6 +65,7 @@ def as_parquet(
         if not all(is_text(path) for _, path in files):
             yield source, columns_in(column_names(source), names, display_name(*files[0]))
             return
+    beside = beside or Path(tempfile.gettempdir()) / "distmf-ratings"
     with temporary_folder(f"{str(beside).rstrip('/')}.source") as folder, _named(folder) as origins:
         if isinstance(source, str | Path):
             origins[:] = [display_name(fs, path) for fs, path in files]
@@ -105,7 +106,7 @@ def ids_of(source: str | Path, what: Literal["user", "item"], column: str | None
     RatingsError
         If they cannot be read, or it is not clear which column they are in.
     """
-    with as_parquet(source, Path(tempfile.gettempdir()) / "distmf-ids", {what: column}) as (parquet, columns):
+    with as_parquet(source, None, {what: column}) as (parquet, columns):
         return read_ids(parquet, columns)
 
 

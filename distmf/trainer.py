@@ -138,7 +138,7 @@ class Trainer:
     n_slots: int = field(init=False, default=0)  # of the last graph
     last_visits: tuple[int, tuple[Visit, ...]] = field(init=False, default=(0, ()))  # of which epoch
     baselines: Baselines | None = field(init=False, default=None)
-    _cost_of_mean: float = field(init=False, default=1.0)
+    _cost_at_first: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         first = self._first = self.start or first_state(self.training)
@@ -192,7 +192,7 @@ class Trainer:
             self.engine.everywhere(langevin.compile_moves)
         self.baselines = self._baselines() if self.has_baselines else None
         if self.start is not None:  # ratings may be far from what a model expects that has not seen them
-            self._cost_of_mean = max(1.0, self._measure(training, self.start).train)
+            self._cost_at_first = max(1.0, self._measure(training, self.start).train)
         event = self.progress.event
         if event == "time":  # that a training had does not count for the one that goes on with it
             event = None
@@ -220,7 +220,7 @@ class Trainer:
         mean_train, mean_holdout, bias_train, bias_holdout = map(self.error, costs)
         if mean_train is None or bias_train is None:  # not finite; training will say why
             return None
-        self._cost_of_mean = max(1.0, mean.train)
+        self._cost_at_first = max(1.0, mean.train)
         return Baselines(mean_train, mean_holdout, bias_train, bias_holdout)
 
     def _later_state(self, training: Training, state: State, n_epochs: int) -> State:
@@ -380,11 +380,11 @@ class Trainer:
         self.progress = progress
 
     def _has_diverged(self, cost: Cost, before: Sequence[float]) -> bool:
-        """Return whether a cost is not finite, or far above the lowest of those before, or that of the mean alone.
+        """Return whether a cost is not finite, or far above the lowest of those before, or that at first.
 
-        The costs of draws go up and down: only the mean tells.
+        The costs of draws go up and down: only the first, of the mean alone, tells.
         """
-        lowest = self._cost_of_mean if self.training.chain_rule else min(before, default=self._cost_of_mean)
+        lowest = self._cost_at_first if self.training.chain_rule else min(before, default=self._cost_at_first)
         return not cost.train <= DIVERGED * max(lowest, NEGLIGIBLE)
 
     def _undo_epoch(self) -> None:
